@@ -1,0 +1,1 @@
+//! CLIP's text and image towers and tokeniser, and the training of a tiny one.

@@ -1,0 +1,1 @@
+//! Finetuning on timestep ranges: losses, samplers of timesteps, the loop, EMA, resumable state.

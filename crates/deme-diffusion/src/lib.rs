@@ -1,0 +1,1 @@
+//! Function space: schedules, samplers, the UNet, diffusers checkpoints.

@@ -1,0 +1,1 @@
+//! Images in, numbers out: feature statistics, Frechet distance, CLIP score.

@@ -1,0 +1,1 @@
+//! Parameter space: state dicts, task vectors, merging, weight search. No tensor engine.
