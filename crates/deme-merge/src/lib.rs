@@ -1,1 +1,14 @@
 //! Parameter space: state dicts, task vectors, merging, weight search. No tensor engine.
+//!
+//! A model is here a point in parameter space: named tensors ([`StateDict`]). Finetuning moves the point,
+//! the displacement is a [task vector](task_vector::TaskVector), and merging adds weighted displacements
+//! to the pretrained point. What crosses the wall to the networks is a safetensors file, nothing else.
+
+#[cfg(target_endian = "big")]
+compile_error!("tensor bytes are little endian in every checkpoint format and are used in place");
+
+pub mod atomic_file;
+pub mod state_dict;
+
+pub use atomic_file::write_atomically;
+pub use state_dict::{Dtype, StateDict, StateDictError, StoredTensor};
