@@ -1,0 +1,65 @@
+//! 2-D convolution and the linear map, with PyTorch's weight layouts.
+
+use burn::tensor::Tensor;
+use burn::tensor::module;
+use burn::tensor::ops::{ConvOptions, PadMode};
+
+/// Stride and zero padding of a square-kernel convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvGeometry {
+    /// Stride in both directions.
+    pub stride: usize,
+    /// Zero rows above and zero columns to the left.
+    pub padding_begin: usize,
+    /// Zero rows below and zero columns to the right.
+    pub padding_end: usize,
+}
+
+impl ConvGeometry {
+    /// Stride 1 and the padding that keeps the size for an odd `kernel`.
+    pub fn same(kernel: usize) -> Self {
+        Self { stride: 1, padding_begin: kernel / 2, padding_end: kernel / 2 }
+    }
+
+    /// Output length for an input length, or `None` when the padded input is smaller than the
+    /// kernel.
+    pub fn output_len(&self, input: usize, kernel: usize) -> Option<usize> {
+        (input + self.padding_begin + self.padding_end)
+            .checked_sub(kernel)
+            .map(|room| room / self.stride + 1)
+    }
+}
+
+/// Cross-correlation with zero padding, as `torch.nn.functional.conv2d`.
+///
+/// # Shapes
+/// x: `[B, C_in, H, W]`; weight: `[C_out, C_in, k, k]`; bias: `[C_out]`; returns `[B, C_out, H', W']`.
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    geometry: ConvGeometry,
+) -> Tensor<4> {
+    let ConvGeometry { stride, padding_begin, padding_end } = geometry;
+    // Burn's own asymmetric padding is not differentiable everywhere: pad first in that case.
+    let (x, padding) = if padding_begin == padding_end {
+        (x, padding_begin)
+    } else {
+        let padding = (padding_begin, padding_end, padding_begin, padding_end);
+        (x.pad(padding, PadMode::Constant(0.0)), 0)
+    };
+    let options = ConvOptions::new([stride, stride], [padding, padding], [1, 1], 1);
+    module::conv2d(x, weight, bias, options)
+}
+
+/// `y = x W^T + b`, as `torch.nn.functional.linear`.
+///
+/// # Shapes
+/// x: `[.., d_in]`; weight: `[d_out, d_in]`; bias: `[d_out]`; returns `[.., d_out]`.
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    module::linear(x, weight.transpose(), bias)
+}

@@ -1,0 +1,211 @@
+//! A network's parameters by name: listing, mapping, state dicts in and out.
+//!
+//! Names are the struct fields joined by dots, as `torch.nn.Module.state_dict` gives them.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData};
+use deme_merge::{StateDict, StateDictError, StoredTensor};
+use std::collections::BTreeMap;
+
+/// Name and shape of one parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParameterShape {
+    /// Dotted name.
+    pub name: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// Receives every parameter, flattened.
+pub trait Parameters {
+    /// Called once for each parameter, in the order of the struct fields.
+    fn parameter(&mut self, name: &str, shape: &[usize], tensor: Tensor<1>);
+}
+
+impl<F: FnMut(&str, &[usize], Tensor<1>)> Parameters for F {
+    fn parameter(&mut self, name: &str, shape: &[usize], tensor: Tensor<1>) {
+        self(name, shape, tensor)
+    }
+}
+
+/// Calls `visitor(name, shape, flat tensor)` for each parameter, in field order.
+pub fn visit_parameters<M: Module>(model: &M, visitor: &mut impl Parameters) {
+    struct Visit<'a, P> {
+        path: Path,
+        visitor: &'a mut P,
+    }
+    impl<P: Parameters> ModuleVisitor for Visit<'_, P> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.enter(name);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            let shape = tensor.dims();
+            self.visitor.parameter(&self.path.name(), &shape, tensor.flatten(0, D - 1));
+        }
+    }
+    model.visit(&mut Visit { path: Path::default(), visitor });
+}
+
+/// Replaces every parameter by `map(name, flat tensor)`, which must keep the number of entries.
+pub fn map_parameters<M: Module>(
+    model: M,
+    map: &mut impl FnMut(&str, Tensor<1>) -> Tensor<1>,
+) -> M {
+    struct Map<'a, F> {
+        path: Path,
+        map: &'a mut F,
+    }
+    impl<F: FnMut(&str, Tensor<1>) -> Tensor<1>> ModuleMapper for Map<'_, F> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.enter(name);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            let (id, tensor, _) = param.consume();
+            let shape = tensor.dims();
+            let mapped = (self.map)(&self.path.name(), tensor.flatten(0, D - 1));
+            Param::initialized(id, mapped.reshape(shape))
+        }
+    }
+    model.map(&mut Map { path: Path::default(), map })
+}
+
+/// Every parameter's name and shape, in field order.
+pub fn parameter_shapes<M: Module>(model: &M) -> Vec<ParameterShape> {
+    let mut shapes = Vec::new();
+    visit_parameters(model, &mut |name: &str, shape: &[usize], _: Tensor<1>| {
+        shapes.push(ParameterShape { name: name.to_owned(), shape: shape.to_vec() });
+    });
+    shapes
+}
+
+/// Copies all parameters to the host as f32.
+pub fn to_state_dict<M: Module>(model: &M) -> StateDict {
+    let mut state = StateDict::default();
+    visit_parameters(model, &mut |name: &str, shape: &[usize], tensor: Tensor<1>| {
+        state.insert(name.to_owned(), StoredTensor::from_f32(shape.to_vec(), host(tensor)));
+    });
+    state
+}
+
+/// Puts a state dict's values into a model of the same names and shapes.
+///
+/// A scalar (shape `[]`) fits a parameter of shape `[1]`.
+///
+/// # Errors
+/// [`LoadError::Mismatch`] lists all that is missing, unused or of another shape;
+/// [`LoadError::State`] when a tensor has no floating-point values.
+pub fn load_state_dict<M: Module>(model: M, state: &StateDict) -> Result<M, LoadError> {
+    let expected = parameter_shapes(&model);
+    let mut unused: BTreeMap<&str, ()> = state.names().map(|name| (name, ())).collect();
+    let mut missing = Vec::new();
+    let mut wrong_shape = Vec::new();
+    let mut values = BTreeMap::new();
+    for ParameterShape { name, shape } in &expected {
+        let Some(stored) = state.get(name) else {
+            missing.push(name.clone());
+            continue;
+        };
+        unused.remove(name.as_str());
+        let scalar = stored.shape().is_empty() && shape == &[1];
+        if stored.shape() != shape && !scalar {
+            let (expected, found) = (shape.clone(), stored.shape().to_vec());
+            wrong_shape.push(WrongShape { name: name.clone(), expected, found });
+            continue;
+        }
+        values.insert(name.clone(), stored.to_f32()?);
+    }
+    if !(missing.is_empty() && unused.is_empty() && wrong_shape.is_empty()) {
+        return Err(LoadError::Mismatch {
+            applied: values.len(),
+            missing,
+            unused: unused.into_keys().map(str::to_owned).collect(),
+            wrong_shape,
+        });
+    }
+    Ok(map_parameters(model, &mut |name, tensor| {
+        let values = values.remove(name).expect("every parameter's values were read above");
+        let len = values.len();
+        Tensor::from_data(TensorData::new(values, [len]), &tensor.device())
+    }))
+}
+
+/// Why a state dict does not fit a model.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Names or shapes differ.
+    #[error("{}", describe(*applied, missing, unused, wrong_shape))]
+    Mismatch {
+        /// Number of tensors that fit.
+        applied: usize,
+        /// Parameters the model has and the file lacks.
+        missing: Vec<String>,
+        /// Tensors the file has and the model lacks.
+        unused: Vec<String>,
+        /// Tensors of another shape.
+        wrong_shape: Vec<WrongShape>,
+    },
+    /// A tensor could not be read.
+    #[error(transparent)]
+    State(#[from] StateDictError),
+}
+
+/// One tensor whose shape differs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrongShape {
+    /// Dotted name.
+    pub name: String,
+    /// The model's shape.
+    pub expected: Vec<usize>,
+    /// The file's shape.
+    pub found: Vec<usize>,
+}
+
+fn describe(
+    applied: usize,
+    missing: &[String],
+    unused: &[String],
+    wrong_shape: &[WrongShape],
+) -> String {
+    let mut text = format!("the checkpoint does not fit the model: {applied} tensors fit");
+    let list = |text: &mut String, what: &str, names: Vec<String>| {
+        if !names.is_empty() {
+            text.push_str(&format!("\n  {} {what}:", names.len()));
+            names.iter().for_each(|name| text.push_str(&format!("\n    {name}")));
+        }
+    };
+    list(&mut text, "missing in the checkpoint", missing.to_vec());
+    list(&mut text, "in the checkpoint but not in the model", unused.to_vec());
+    let shapes = wrong_shape
+        .iter()
+        .map(|w| format!("{}: expected {:?}, found {:?}", w.name, w.expected, w.found));
+    list(&mut text, "of another shape", shapes.collect());
+    text
+}
+
+/// A flat tensor's values on the host.
+pub(crate) fn host(tensor: Tensor<1>) -> Vec<f32> {
+    tensor.into_data().into_vec::<f32>().expect("parameters are f32")
+}
+
+/// The dotted name of the place a traversal has reached.
+#[derive(Default)]
+struct Path(Vec<String>);
+
+impl Path {
+    fn enter(&mut self, name: &str) {
+        self.0.push(name.to_owned());
+    }
+    fn exit(&mut self) {
+        self.0.pop();
+    }
+    fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
