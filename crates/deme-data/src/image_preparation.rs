@@ -1,0 +1,325 @@
+//! The one image preparation: resizing as PIL does it and cropping as torchvision does it.
+//!
+//! Resizing is Pillow's `resize` for 8-bit pictures: a separable convolution whose filter is widened
+//! by the scale when shrinking (antialiasing), weights in 22-bit fixed point, each of the two passes
+//! rounded to 8 bits, horizontal first. Sizes and crop positions are torchvision's
+//! `Resize(resolution)` and `CenterCrop(resolution)`. Published numbers depend on exactly this, so
+//! nothing else in the project resizes a picture.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::picture::Picture;
+
+/// How pictures of any size become squares of one size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preparation {
+    /// Width and height of the prepared pictures, in pixels.
+    pub resolution: u32,
+    /// True: the shorter side is resized to `resolution` and the middle is cut out. False: both
+    /// sides are resized to `resolution`, whatever that does to the proportions.
+    #[serde(default = "default_center_crop")]
+    pub center_crop: bool,
+    /// Whether training may mirror each picture left to right. Stored for the training loop;
+    /// [`DataSet::load`](crate::DataSet::load) never flips. Leave it off where captions say "left".
+    #[serde(default)]
+    pub horizontal_flip: bool,
+    /// The filter pictures are resized with.
+    #[serde(default)]
+    pub interpolation: Interpolation,
+}
+
+fn default_center_crop() -> bool {
+    true
+}
+
+/// A filter of PIL's `resize`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Interpolation {
+    /// A triangle of radius 1: torchvision's default.
+    #[default]
+    Bilinear,
+    /// Keys' cubic with a = -0.5, radius 2: CLIP's choice.
+    Bicubic,
+    /// A windowed sinc of radius 3.
+    Lanczos,
+}
+
+impl Preparation {
+    /// The largest resolution that can be asked for.
+    pub const MAX_RESOLUTION: u32 = 8192;
+
+    /// Centre-cropped squares of this size by bilinear resizing, not mirrored.
+    pub fn new(resolution: u32) -> Self {
+        Self {
+            resolution,
+            center_crop: true,
+            horizontal_flip: false,
+            interpolation: Interpolation::Bilinear,
+        }
+    }
+
+    /// Checks the resolution.
+    ///
+    /// # Errors  [`DataError::BadResolution`]
+    pub fn validate(&self) -> Result<(), DataError> {
+        if (1..=Self::MAX_RESOLUTION).contains(&self.resolution) {
+            Ok(())
+        } else {
+            Err(DataError::BadResolution {
+                resolution: self.resolution,
+                max: Self::MAX_RESOLUTION,
+            })
+        }
+    }
+
+    /// One picture prepared: `[resolution, resolution, 3]` bytes.
+    pub fn prepare(&self, picture: &Picture) -> Picture {
+        if self.center_crop {
+            prepare_square(picture, self.resolution, self.interpolation)
+        } else {
+            resize_rgb(
+                picture,
+                self.resolution,
+                self.resolution,
+                self.interpolation,
+            )
+        }
+    }
+}
+
+/// Resizes a picture to `width` x `height`, as PIL's `Image.resize`.
+pub fn resize_rgb(picture: &Picture, width: u32, height: u32, filter: Interpolation) -> Picture {
+    let columns = AxisWindow {
+        resized: u64::from(width),
+        kept: 0..u64::from(width),
+    };
+    let rows = AxisWindow {
+        resized: u64::from(height),
+        kept: 0..u64::from(height),
+    };
+    resize_window(picture, &columns, &rows, filter)
+}
+
+/// Resizes the shorter side of a picture to `size`, as torchvision's `Resize(size)`: the longer side
+/// becomes `size * longer / shorter`, rounded down.
+pub fn resize_shorter_side(picture: &Picture, size: u32, filter: Interpolation) -> Picture {
+    let (width, height) = shorter_side_to(picture, size);
+    let whole = |resized: u64| AxisWindow {
+        resized,
+        kept: 0..resized,
+    };
+    resize_window(picture, &whole(width), &whole(height), filter)
+}
+
+/// Resizes the shorter side to `size` and cuts out the middle `size` x `size`, as torchvision's
+/// `Resize(size)` and `CenterCrop(size)`. Only the part that is kept is computed.
+pub fn prepare_square(picture: &Picture, size: u32, filter: Interpolation) -> Picture {
+    let (width, height) = shorter_side_to(picture, size);
+    resize_window(
+        picture,
+        &AxisWindow::centered(width, size),
+        &AxisWindow::centered(height, size),
+        filter,
+    )
+}
+
+fn shorter_side_to(picture: &Picture, size: u32) -> (u64, u64) {
+    let (width, height) = (u64::from(picture.width), u64::from(picture.height));
+    let size = u64::from(size);
+    if width <= height {
+        (size, size * height / width)
+    } else {
+        (size * width / height, size)
+    }
+}
+
+/// One axis of a resized picture, of which only a part is computed.
+struct AxisWindow {
+    /// The size of the whole axis after resizing.
+    resized: u64,
+    /// The positions that are kept.
+    kept: Range<u64>,
+}
+
+impl AxisWindow {
+    /// torchvision's `CenterCrop`: it begins at `round((resized - size) / 2)`, and Python rounds
+    /// halves to even.
+    fn centered(resized: u64, size: u32) -> Self {
+        let margin = resized - u64::from(size);
+        let start = match margin % 4 {
+            3 => margin / 2 + 1,
+            _ => margin / 2,
+        };
+        Self {
+            resized,
+            kept: start..start + u64::from(size),
+        }
+    }
+}
+
+/// The weights of one output position over a run of input positions.
+struct Taps {
+    /// The first input position.
+    start: usize,
+    /// Weights in fixed point with [`WEIGHT_BITS`] fraction bits.
+    weights: Vec<i32>,
+}
+
+/// Fraction bits of a weight: 32, less 8 for the pixel and 2 for sums beyond one.
+const WEIGHT_BITS: u32 = 32 - 8 - 2;
+
+fn resize_window(
+    picture: &Picture,
+    columns: &AxisWindow,
+    rows: &AxisWindow,
+    filter: Interpolation,
+) -> Picture {
+    let column_taps = axis_taps(picture.width, columns, filter);
+    let row_taps = axis_taps(picture.height, rows, filter);
+    // Only the rows that the vertical pass will read go through the horizontal one.
+    let first_row = row_taps.iter().map(|taps| taps.start).min().unwrap_or(0);
+    let end_row = row_taps
+        .iter()
+        .map(|taps| taps.start + taps.weights.len())
+        .max()
+        .unwrap_or(0);
+    let row_bytes = 3 * picture.width as usize;
+    let source = &picture.pixels[first_row * row_bytes..end_row * row_bytes];
+    let narrowed = resize_rows(source, row_bytes, &column_taps);
+    let pixels = resize_columns(&narrowed, 3 * column_taps.len(), first_row, &row_taps);
+    Picture {
+        name: picture.name.clone(),
+        width: column_taps.len() as u32,
+        height: row_taps.len() as u32,
+        pixels,
+    }
+}
+
+/// The horizontal pass: every row of `row_bytes` becomes one of `3 * taps.len()` bytes.
+fn resize_rows(pixels: &[u8], row_bytes: usize, taps: &[Taps]) -> Vec<u8> {
+    let mut resized = Vec::with_capacity(pixels.len() / row_bytes * 3 * taps.len());
+    for row in pixels.chunks_exact(row_bytes) {
+        for Taps { start, weights } in taps {
+            let mut sums = [ROUNDING; 3];
+            let run = &row[3 * start..3 * (start + weights.len())];
+            for (pixel, &weight) in run.chunks_exact(3).zip(weights) {
+                for (sum, &byte) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(byte) * weight;
+                }
+            }
+            resized.extend(sums.map(byte_from_sum));
+        }
+    }
+    resized
+}
+
+/// The vertical pass over rows of `row_bytes`, the first of which is the picture's `first_row`.
+fn resize_columns(pixels: &[u8], row_bytes: usize, first_row: usize, taps: &[Taps]) -> Vec<u8> {
+    let mut resized = Vec::with_capacity(row_bytes * taps.len());
+    let mut sums = vec![ROUNDING; row_bytes];
+    for Taps { start, weights } in taps {
+        sums.fill(ROUNDING);
+        let run = &pixels[(start - first_row) * row_bytes..];
+        for (row, &weight) in run.chunks_exact(row_bytes).zip(weights) {
+            for (sum, &byte) in sums.iter_mut().zip(row) {
+                *sum += i32::from(byte) * weight;
+            }
+        }
+        resized.extend(sums.iter().map(|&sum| byte_from_sum(sum)));
+    }
+    resized
+}
+
+/// One half in fixed point: sums begin with it so that dropping the fraction rounds.
+const ROUNDING: i32 = 1 << (WEIGHT_BITS - 1);
+
+fn byte_from_sum(sum: i32) -> u8 {
+    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
+}
+
+/// The taps of the kept positions of one axis of `size` input pixels.
+fn axis_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps> {
+    if window.resized == u64::from(size) {
+        // PIL skips a pass that changes nothing.
+        let one = vec![1 << WEIGHT_BITS];
+        return window
+            .kept
+            .clone()
+            .map(|position| Taps {
+                start: position as usize,
+                weights: one.clone(),
+            })
+            .collect();
+    }
+    let scale = f64::from(size) / window.resized as f64;
+    // Shrinking widens the filter to cover every input pixel; enlarging leaves it as it is.
+    let filter_scale = scale.max(1.0);
+    let radius = filter.radius() * filter_scale;
+    window
+        .kept
+        .clone()
+        .map(|position| {
+            let center = (position as f64 + 0.5) * scale;
+            let start = (center - radius + 0.5).max(0.0) as usize;
+            let end = ((center + radius + 0.5) as usize).min(size as usize);
+            let weights: Vec<f64> = (start..end)
+                .map(|input| filter.weight((input as f64 - center + 0.5) / filter_scale))
+                .collect();
+            let total: f64 = weights.iter().sum();
+            let weights = weights
+                .iter()
+                .map(|weight| fixed_point(weight / total))
+                .collect();
+            Taps { start, weights }
+        })
+        .collect()
+}
+
+fn fixed_point(weight: f64) -> i32 {
+    // `as` cuts towards zero, so halves round away from it.
+    (weight * f64::from(1 << WEIGHT_BITS) + 0.5f64.copysign(weight)) as i32
+}
+
+impl Interpolation {
+    /// Where the filter ends, in output pixels when shrinking and input pixels when enlarging.
+    fn radius(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn weight(self, distance: f64) -> f64 {
+        let x = distance.abs();
+        if x >= self.radius() {
+            return 0.0;
+        }
+        match self {
+            Self::Bilinear => 1.0 - x,
+            Self::Bicubic => {
+                const A: f64 = -0.5;
+                if x < 1.0 {
+                    ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+                } else {
+                    (((x - 5.0) * x + 8.0) * x - 4.0) * A
+                }
+            }
+            Self::Lanczos => sinc(x) * sinc(x / 3.0),
+        }
+    }
+}
+
+fn sinc(x: f64) -> f64 {
+    if x == 0.0 {
+        1.0
+    } else {
+        let angle = std::f64::consts::PI * x;
+        angle.sin() / angle
+    }
+}
