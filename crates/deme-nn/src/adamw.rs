@@ -1,7 +1,7 @@
 //! AdamW (Loshchilov and Hutter 2019, algorithm 2), as `torch.optim.AdamW` computes it.
 
-use crate::parameters::{host, map_parameters};
 use crate::Gradients;
+use crate::parameters::{host, map_parameters};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use deme_kernels::AdamWStep;
@@ -23,7 +23,11 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { betas: [0.95, 0.999], weight_decay: 1e-6, eps: 1e-8 }
+        Self {
+            betas: [0.95, 0.999],
+            weight_decay: 1e-6,
+            eps: 1e-8,
+        }
     }
 }
 
@@ -38,7 +42,11 @@ pub struct AdamW {
 impl AdamW {
     /// Moments start at zero.
     pub fn new(config: AdamWConfig) -> Self {
-        Self { config, steps: 0, moments: BTreeMap::new() }
+        Self {
+            config,
+            steps: 0,
+            moments: BTreeMap::new(),
+        }
     }
 
     /// Steps taken.
@@ -107,17 +115,23 @@ impl AdamW {
         let read = |name: &str| -> Result<Tensor<1>, OptimizerStateError> {
             let stored = state
                 .get(name)
-                .ok_or_else(|| OptimizerStateError::Missing { name: name.to_owned() })?;
+                .ok_or_else(|| OptimizerStateError::Missing {
+                    name: name.to_owned(),
+                })?;
             let values = stored.to_f32()?;
             let len = values.len();
             Ok(Tensor::from_data(TensorData::new(values, [len]), device))
         };
         for full in state.names() {
             let Some((kind, name)) = full.split_once('.') else {
-                return Err(OptimizerStateError::Unknown { name: full.to_owned() });
+                return Err(OptimizerStateError::Unknown {
+                    name: full.to_owned(),
+                });
             };
             if !MOMENTS.contains(&kind) {
-                return Err(OptimizerStateError::Unknown { name: full.to_owned() });
+                return Err(OptimizerStateError::Unknown {
+                    name: full.to_owned(),
+                });
             }
             if !moments.contains_key(name) {
                 let pair = [
@@ -127,7 +141,11 @@ impl AdamW {
                 moments.insert(name.to_owned(), pair);
             }
         }
-        Ok(Self { config, steps, moments })
+        Ok(Self {
+            config,
+            steps,
+            moments,
+        })
     }
 }
 
@@ -137,7 +155,9 @@ const MOMENTS: [&str; 2] = ["first_moment", "second_moment"];
 #[derive(Debug, thiserror::Error)]
 pub enum OptimizerStateError {
     /// The metadata hold no number `steps`.
-    #[error("the optimiser state has no step count; delete the checkpoint to start that stage anew")]
+    #[error(
+        "the optimiser state has no step count; delete the checkpoint to start that stage anew"
+    )]
     NoStepCount,
     /// One of a parameter's two moments is not there.
     #[error("the optimiser state lacks `{name}`; delete the checkpoint to start that stage anew")]
@@ -154,4 +174,110 @@ pub enum OptimizerStateError {
     /// A tensor could not be read.
     #[error(transparent)]
     State(#[from] StateDictError),
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{Init, Linear, to_state_dict, with_gradients};
+
+    fn model() -> Linear {
+        Linear::new(3, 2, true, &mut Init::new(5, &Device::flex()))
+    }
+
+    fn gradients(model: &Linear) -> Gradients {
+        let live = with_gradients(model);
+        let x = Tensor::<2>::from_floats([[1.0, -2.0, 0.5], [0.3, 0.1, -1.0]], &Device::flex());
+        Gradients::of(&live.forward(x).square().sum(), &live)
+    }
+
+    #[test]
+    fn three_steps_equal_the_formula_in_f64() {
+        let config = AdamWConfig {
+            weight_decay: 0.1,
+            ..AdamWConfig::default()
+        };
+        let (mut net, mut adamw) = (model(), AdamW::new(config));
+        let mut theta: Vec<f64> = to_state_dict(&net)
+            .get("weight")
+            .unwrap()
+            .to_f32()
+            .unwrap()
+            .iter()
+            .map(|&x| x.into())
+            .collect();
+        let (mut m, mut v) = (vec![0.0; theta.len()], vec![0.0; theta.len()]);
+        for step in 1..=3 {
+            let grads = gradients(&net);
+            let g = host(grads.get("weight").unwrap().clone());
+            net = adamw.step(net, grads, 1e-2, 0.5);
+            for i in 0..theta.len() {
+                let g = f64::from(g[i]) * 0.5;
+                m[i] = 0.95 * m[i] + 0.05 * g;
+                v[i] = 0.999 * v[i] + 0.001 * g * g;
+                let (mh, vh) = (
+                    m[i] / (1.0 - 0.95f64.powi(step)),
+                    v[i] / (1.0 - 0.999f64.powi(step)),
+                );
+                theta[i] = theta[i] * (1.0 - 1e-2 * 0.1) - 1e-2 * mh / (vh.sqrt() + 1e-8);
+            }
+        }
+        let found = to_state_dict(&net).get("weight").unwrap().to_f32().unwrap();
+        for (found, expected) in found.iter().zip(&theta) {
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-5,
+                "{found} {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_resumed_optimiser_goes_on_bit_for_bit() {
+        let config = AdamWConfig::default();
+        let (mut net, mut adamw) = (model(), AdamW::new(config));
+        net = adamw.step(net.clone(), gradients(&net), 1e-2, 1.0);
+        let saved = adamw.to_state_dict();
+        let mut resumed = AdamW::from_state_dict(config, &saved, &Device::flex()).unwrap();
+        let a = adamw.step(net.clone(), gradients(&net), 1e-2, 1.0);
+        let b = resumed.step(net.clone(), gradients(&net), 1e-2, 1.0);
+        assert_eq!(resumed.steps(), 2);
+        assert_eq!(
+            to_state_dict(&a).content_hash(),
+            to_state_dict(&b).content_hash()
+        );
+    }
+
+    #[test]
+    fn incomplete_states_are_refused() {
+        let device = Device::flex();
+        let load =
+            |state: &StateDict| AdamW::from_state_dict(AdamWConfig::default(), state, &device);
+        assert!(matches!(
+            load(&StateDict::default()),
+            Err(OptimizerStateError::NoStepCount)
+        ));
+        let mut adamw = AdamW::new(AdamWConfig::default());
+        let net = model();
+        adamw.step(net.clone(), gradients(&net), 1e-2, 1.0);
+        let mut state = adamw.to_state_dict();
+        state.remove("second_moment.bias");
+        assert!(matches!(
+            load(&state),
+            Err(OptimizerStateError::Missing { .. })
+        ));
+        let mut state = adamw.to_state_dict();
+        state.insert(
+            "third_moment.bias".into(),
+            StoredTensor::from_f32(vec![1], vec![0.0]),
+        );
+        assert!(matches!(
+            load(&state),
+            Err(OptimizerStateError::Unknown { .. })
+        ));
+        let mut state = adamw.to_state_dict();
+        let ints = StoredTensor::new(deme_merge::Dtype::I64, vec![1], vec![0; 8]).unwrap();
+        state.insert("first_moment.bias".into(), ints);
+        assert!(matches!(load(&state), Err(OptimizerStateError::State(_))));
+    }
 }

@@ -1,6 +1,6 @@
 //! Gradients by parameter name.
 
-use crate::parameters::{host, map_parameters, visit_parameters};
+use crate::parameters::host;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use deme_merge::{StateDict, StoredTensor};
@@ -50,10 +50,15 @@ impl Gradients {
                 self.by_name.insert(self.path.join("."), entry);
             }
         }
-        let mut collect =
-            Collect { path: Vec::new(), all: loss.backward(), by_name: BTreeMap::new() };
+        let mut collect = Collect {
+            path: Vec::new(),
+            all: loss.backward(),
+            by_name: BTreeMap::new(),
+        };
         model.visit(&mut collect);
-        Self { by_name: collect.by_name }
+        Self {
+            by_name: collect.by_name,
+        }
     }
 
     /// Adds another set of the same parameters (gradient accumulation).
@@ -63,18 +68,28 @@ impl Gradients {
             assert_eq!(name, other_name, "gradients of the same model");
             (name, (shape, a + b))
         });
-        Self { by_name: by_name.collect() }
+        Self {
+            by_name: by_name.collect(),
+        }
     }
 
     /// Multiplies all by `factor`.
     pub fn scale(self, factor: f64) -> Self {
-        let scaled = self.by_name.into_iter().map(|(name, (shape, g))| (name, (shape, g * factor)));
-        Self { by_name: scaled.collect() }
+        let scaled = self
+            .by_name
+            .into_iter()
+            .map(|(name, (shape, g))| (name, (shape, g * factor)));
+        Self {
+            by_name: scaled.collect(),
+        }
     }
 
     /// Euclidean norm over all parameters together.
     pub fn norm(&self) -> f64 {
-        let squares = self.by_name.values().map(|(_, g)| deme_kernels::squared_norm(g.clone()));
+        let squares = self
+            .by_name
+            .values()
+            .map(|(_, g)| deme_kernels::squared_norm(g.clone()));
         squares.sum::<f64>().sqrt()
     }
 
@@ -103,6 +118,7 @@ impl Gradients {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::parameters::{map_parameters, visit_parameters};
     use crate::{Init, Linear};
     use burn::tensor::Device;
 
@@ -113,7 +129,10 @@ mod tests {
         let live = with_gradients(&model);
         let x = Tensor::<2>::from_floats([[1.0, 2.0, 3.0]], &device);
         let gradients = Gradients::of(&live.forward(x).sum(), &live);
-        assert_eq!(host(gradients.get("weight").unwrap().clone()), [1.0, 2.0, 3.0]);
+        assert_eq!(
+            host(gradients.get("weight").unwrap().clone()),
+            [1.0, 2.0, 3.0]
+        );
         assert_eq!(host(gradients.get("bias").unwrap().clone()), [1.0]);
         assert!((gradients.norm() - 15f64.sqrt()).abs() < 1e-6);
     }

@@ -15,7 +15,10 @@ pub struct Init {
 impl Init {
     /// Starts the stream of `seed`; parameters are placed on `device`.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), device: device.clone() }
+        Self {
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            device: device.clone(),
+        }
     }
 
     /// Where the parameters are placed.
@@ -43,5 +46,23 @@ impl Init {
     pub fn constant<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Tensor<D> {
         let values = vec![value; shape.iter().product()];
         Tensor::from_data(TensorData::new(values, shape), &self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parameters::host;
+
+    #[test]
+    fn draws_depend_on_the_seed_alone_and_have_the_right_spread() {
+        let device = Device::flex();
+        let draw = |seed| host(Init::new(seed, &device).normal([4000], 2.0));
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+        let deviation = (draw(1).iter().map(|x| x * x).sum::<f32>() / 4000.0).sqrt();
+        assert!((deviation - 2.0).abs() < 0.1, "{deviation}");
+        let uniform = host(Init::new(1, &device).uniform([4000], 0.5));
+        assert!(uniform.iter().all(|x| x.abs() <= 0.5) && uniform.iter().any(|x| x.abs() > 0.49));
     }
 }
