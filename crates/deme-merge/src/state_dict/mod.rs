@@ -6,9 +6,11 @@
 
 mod error;
 mod folder;
+mod pickle;
 mod safetensors_file;
 mod sharded;
 mod stored_tensor;
+mod torch_file;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,9 +67,7 @@ impl StateDict {
         } else if sharded::is_index(&name) {
             sharded::load(path)
         } else {
-            Err(StateDictError::UnknownFormat {
-                path: path.to_owned(),
-            })
+            torch_file::load(path)
         }
     }
 
