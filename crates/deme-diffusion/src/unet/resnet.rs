@@ -1,0 +1,141 @@
+//! The residual block, and the convolutions that halve and double the resolution.
+
+use burn::module::Module;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::{Tensor, activation, module};
+use deme_kernels::ConvGeometry;
+use deme_nn::{Conv2d, GroupNorm, Init, Linear};
+
+use super::channel_projection::convolve_and_project;
+use super::{TimeScaleShift, UNet2DConfig};
+
+/// `h = conv1(silu(norm1(x)))`, the time enters, `(shortcut(x) + conv2(silu(norm2(h)))) / scale`.
+#[derive(Module, Debug)]
+pub struct ResnetBlock2D {
+    /// Norm of the input.
+    pub norm1: GroupNorm,
+    /// 3x3, to the output's channels.
+    pub conv1: Conv2d,
+    /// From the time embedding to a shift, or a scale and a shift, per channel.
+    pub time_emb_proj: Linear,
+    /// Norm of the hidden state.
+    pub norm2: GroupNorm,
+    /// 3x3.
+    pub conv2: Conv2d,
+    /// 1x1, where the number of channels changes.
+    pub conv_shortcut: Option<Conv2d>,
+    #[module(skip)]
+    time_scale_shift: TimeScaleShift,
+    #[module(skip)]
+    output_scale_factor: f64,
+}
+
+impl ResnetBlock2D {
+    pub(super) fn new(
+        (c_in, c_out): (usize, usize),
+        output_scale_factor: f64,
+        config: &UNet2DConfig,
+        init: &mut Init,
+    ) -> Self {
+        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
+        let time_scale_shift = config.resnet_time_scale_shift;
+        let time_channels = match time_scale_shift {
+            TimeScaleShift::Default => c_out,
+            TimeScaleShift::ScaleShift => 2 * c_out,
+        };
+        Self {
+            norm1: GroupNorm::new(groups, c_in, eps, init),
+            conv1: Conv2d::new(c_in, c_out, 3, ConvGeometry::same(3), init),
+            time_emb_proj: Linear::new(config.time_embed_dim(), time_channels, true, init),
+            norm2: GroupNorm::new(groups, c_out, eps, init),
+            conv2: Conv2d::new(c_out, c_out, 3, ConvGeometry::same(3), init),
+            conv_shortcut: (c_in != c_out)
+                .then(|| Conv2d::new(c_in, c_out, 1, ConvGeometry::same(1), init)),
+            time_scale_shift,
+            output_scale_factor,
+        }
+    }
+
+    /// With a `projection` (`[C_out, C_out]`), it acts right behind `conv2`, before the residual is added.
+    ///
+    /// # Shapes
+    /// x: `[B, C_in, H, W]`; temb_silu: `[B, time_embed_dim]`; returns `[B, C_out, H, W]`.
+    pub fn forward(
+        &self,
+        x: Tensor<4>,
+        temb_silu: Tensor<2>,
+        projection: Option<Tensor<2>>,
+    ) -> Tensor<4> {
+        let h = self.conv1.forward(self.norm1.forward_silu(x.clone()));
+        let time = self.time_emb_proj.forward(temb_silu);
+        let [b, channels] = time.dims();
+        let time = time.reshape([b, channels, 1, 1]);
+        let h = match self.time_scale_shift {
+            TimeScaleShift::Default => self.norm2.forward_silu(h + time),
+            TimeScaleShift::ScaleShift => {
+                let c = channels / 2;
+                let (scale, shift) = (time.clone().narrow(1, 0, c), time.narrow(1, c, c));
+                activation::silu(self.norm2.forward(h) * (scale + 1.0) + shift)
+            }
+        };
+        let h = convolve_and_project(&self.conv2, h, projection);
+        let x = match &self.conv_shortcut {
+            Some(conv_shortcut) => conv_shortcut.forward(x),
+            None => x,
+        };
+        divided(x + h, self.output_scale_factor)
+    }
+}
+
+/// Halves height and width by a 3x3 convolution of stride 2.
+#[derive(Module, Debug)]
+pub struct Downsample2D {
+    /// 3x3, stride 2.
+    pub conv: Conv2d,
+}
+
+impl Downsample2D {
+    pub(super) fn new(channels: usize, geometry: ConvGeometry, init: &mut Init) -> Self {
+        Self {
+            conv: Conv2d::new(channels, channels, 3, geometry, init),
+        }
+    }
+
+    /// With a `projection` (`[C, C]`), it acts right behind the convolution.
+    ///
+    /// # Shapes
+    /// `[B, C, H, W]` to `[B, C, H/2, W/2]`.
+    pub fn forward(&self, x: Tensor<4>, projection: Option<Tensor<2>>) -> Tensor<4> {
+        convolve_and_project(&self.conv, x, projection)
+    }
+}
+
+/// Doubles height and width by repeating pixels, then a 3x3 convolution.
+#[derive(Module, Debug)]
+pub struct Upsample2D {
+    /// 3x3.
+    pub conv: Conv2d,
+}
+
+impl Upsample2D {
+    pub(super) fn new(channels: usize, init: &mut Init) -> Self {
+        Self {
+            conv: Conv2d::new(channels, channels, 3, ConvGeometry::same(3), init),
+        }
+    }
+
+    /// With a `projection` (`[C, C]`), it acts right behind the convolution.
+    ///
+    /// # Shapes
+    /// `[B, C, H, W]` to `[B, C, 2H, 2W]`.
+    pub fn forward(&self, x: Tensor<4>, projection: Option<Tensor<2>>) -> Tensor<4> {
+        let nearest =
+            InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]);
+        convolve_and_project(&self.conv, module::interpolate(x, nearest), projection)
+    }
+}
+
+/// `x / divisor`, without a pass over memory for the usual divisor 1.
+pub(super) fn divided(x: Tensor<4>, divisor: f64) -> Tensor<4> {
+    if divisor == 1.0 { x } else { x / divisor }
+}
