@@ -1,9 +1,19 @@
 //! Function space: schedules, samplers, the UNet, diffusers checkpoints.
 //!
-//! Values of images are in `[-1, 1]` (`image_signed`) everywhere here.
+//! Values of images are in `[-1, 1]` everywhere here.
 
 pub mod denoiser;
+pub mod noise_schedule;
+pub mod prediction;
+pub mod scheduler_config;
+pub mod timestep;
 pub mod unet;
 
 pub use denoiser::{Denoiser, DenoiserFn};
+pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates, ScheduleError};
+pub use prediction::PredictionType;
+pub use scheduler_config::{
+    SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing, VarianceType,
+};
+pub use timestep::{TimestepError, TimestepRange, range_index};
 pub use unet::{ProjectionError, ProjectionPlacement, UNet2DConfig, UNet2DModel, UNetConfigError};
