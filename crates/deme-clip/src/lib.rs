@@ -1,1 +1,36 @@
-//! CLIP's text and image towers and tokeniser, and the training of a tiny one.
+//! CLIP (Radford et al. 2021, arXiv 2103.00020): a picture and a caption become vectors whose cosine
+//! says how well they belong together.
+//!
+//! [`ClipModel`] is Hugging Face's `CLIPModel` (same names, same folder), [`CaptionTokenizer`] turns
+//! captions into token ids, [`Clip`] is both with the preparation of pictures, and
+//! [`train_tiny_clip`] makes a small one from captioned pictures.
+//!
+//! Not here: resizing pictures, diffusion, scores over many pictures.
+
+mod clip;
+mod config;
+mod contrastive_loss;
+mod encoder;
+mod error;
+mod model;
+mod preprocessor;
+mod retrieval;
+mod text_tower;
+mod tiny_clip;
+mod tokenizer;
+mod vision_tower;
+
+pub use clip::{Clip, EMBEDDING_BATCH};
+pub use config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
+pub use contrastive_loss::{MAX_LOGIT_SCALE, contrastive_loss};
+pub use encoder::{ClipAttention, ClipEncoder, ClipEncoderLayer, ClipMlp};
+pub use error::ClipError;
+pub use model::{ClipModel, normalise};
+pub use preprocessor::ClipPreprocessor;
+pub use retrieval::RetrievalAccuracy;
+pub use text_tower::{ClipTextEmbeddings, ClipTextTransformer};
+pub use tiny_clip::{
+    CaptionedImages, TinyClip, TinyClipConfig, TinyClipProgress, TinyClipReport, train_tiny_clip,
+};
+pub use tokenizer::{CaptionTokenizer, END_OF_TEXT, EncodedCaptions, PAD, START_OF_TEXT, UNKNOWN};
+pub use vision_tower::{ClipVisionEmbeddings, ClipVisionTransformer};
