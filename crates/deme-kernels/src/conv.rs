@@ -1,8 +1,7 @@
 //! 2-D convolution and the linear map, with PyTorch's weight layouts.
 
+use crate::plain;
 use burn::tensor::Tensor;
-use burn::tensor::module;
-use burn::tensor::ops::{ConvOptions, PadMode};
 
 /// Stride and zero padding of a square-kernel convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +39,7 @@ pub fn conv2d(
     bias: Option<Tensor<1>>,
     geometry: ConvGeometry,
 ) -> Tensor<4> {
-    let ConvGeometry { stride, padding_begin, padding_end } = geometry;
-    // Burn's own asymmetric padding is not differentiable everywhere: pad first in that case.
-    let (x, padding) = if padding_begin == padding_end {
-        (x, padding_begin)
-    } else {
-        let padding = (padding_begin, padding_end, padding_begin, padding_end);
-        (x.pad(padding, PadMode::Constant(0.0)), 0)
-    };
-    let options = ConvOptions::new([stride, stride], [padding, padding], [1, 1], 1);
-    module::conv2d(x, weight, bias, options)
+    plain::conv2d(x, weight, bias, geometry)
 }
 
 /// `y = x W^T + b`, as `torch.nn.functional.linear`.
@@ -61,5 +51,5 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    module::linear(x, weight.transpose(), bias)
+    plain::linear(x, weight, bias)
 }

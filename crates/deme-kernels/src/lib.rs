@@ -7,8 +7,12 @@
 
 mod attention;
 mod conv;
+mod cpu;
+mod extension;
+mod flex;
 mod norm;
 mod optimizer_step;
+pub mod plain;
 
 pub use attention::attention;
 pub use conv::{ConvGeometry, conv2d, linear};

@@ -1,6 +1,9 @@
 //! Group and layer normalisation.
 
-use burn::tensor::{Tensor, activation, module};
+use crate::extension::{KernelOps, on_cpu};
+use crate::plain;
+use burn::backend::Dispatch;
+use burn::tensor::{Tensor, module};
 
 /// What follows a normalisation in the same pass over memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,17 +26,11 @@ pub fn group_norm(
     eps: f64,
     activation: Activation,
 ) -> Tensor<4> {
-    let [b, c, h, w] = x.dims();
-    let x = x.reshape([b, groups, c / groups * h * w]);
-    let mean = x.clone().mean_dim(2);
-    let centred = x - mean;
-    let variance = centred.clone().square().mean_dim(2);
-    let y = (centred / (variance + eps).sqrt()).reshape([b, c, h, w]);
-    let y = y * weight.reshape([1, c, 1, 1]) + bias.reshape([1, c, 1, 1]);
-    match activation {
-        Activation::None => y,
-        Activation::Silu => activation::silu(y),
+    if !on_cpu(&x) {
+        return plain::group_norm(x, weight, bias, groups, eps, activation);
     }
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(Dispatch::group_norm(x, weight, bias, groups, eps, activation))
 }
 
 /// Layer normalisation over the last dimension (Ba et al. 2016, eq. 4).

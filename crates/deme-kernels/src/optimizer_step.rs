@@ -1,5 +1,6 @@
 //! One step of AdamW and of the moving average, over one flat parameter.
 
+use crate::plain;
 use burn::tensor::Tensor;
 
 /// The scalars of one AdamW step (Loshchilov and Hutter 2019, algorithm 2).
@@ -21,6 +22,14 @@ pub struct AdamWStep {
     pub grad_scale: f64,
 }
 
+impl AdamWStep {
+    /// `1 - beta^step` of both moments.
+    pub(crate) fn bias_corrections(&self) -> [f64; 2] {
+        let power = i32::try_from(self.step).unwrap_or(i32::MAX);
+        [1.0 - self.beta1.powi(power), 1.0 - self.beta2.powi(power)]
+    }
+}
+
 /// Returns `(theta, m, v)` after one AdamW step; every operation in PyTorch's order.
 ///
 /// # Shapes
@@ -32,17 +41,7 @@ pub fn adamw_step(
     v: Tensor<1>,
     step: &AdamWStep,
 ) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
-    let AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, step, grad_scale } = *step;
-    let power = i32::try_from(step).unwrap_or(i32::MAX);
-    let correction1 = 1.0 - beta1.powi(power);
-    let correction2 = 1.0 - beta2.powi(power);
-    let grad = grad * grad_scale;
-    let theta = theta * (1.0 - learning_rate * weight_decay);
-    let m = m * beta1 + grad.clone() * (1.0 - beta1);
-    let v = v * beta2 + grad.square() * (1.0 - beta2);
-    let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
-    let theta = theta - (m.clone() / denominator) * (learning_rate / correction1);
-    (theta, m, v)
+    plain::adamw_step(theta, grad, m, v, step)
 }
 
 /// `ema <- decay * ema + (1 - decay) * theta`.
@@ -50,10 +49,10 @@ pub fn adamw_step(
 /// # Shapes
 /// Both `[P]`, flat, without autodiff.
 pub fn ema_step(ema: Tensor<1>, theta: Tensor<1>, decay: f64) -> Tensor<1> {
-    ema * decay + theta * (1.0 - decay)
+    plain::ema_step(ema, theta, decay)
 }
 
 /// Sum of squares of all entries, in f64.
 pub fn squared_norm(x: Tensor<1>) -> f64 {
-    f64::from(x.square().sum().into_scalar::<f32>())
+    plain::squared_norm(x)
 }

@@ -1,0 +1,7 @@
+//! The arithmetic of the kernels on plain `f32` slices: no tensors, no autodiff.
+//!
+//! Every sum has one order, whatever the number of threads, and every image's result is the same
+//! alone or in a batch. Threads are rayon's, the caller's pool.
+
+pub(crate) mod group_norm;
+pub(crate) mod simd;

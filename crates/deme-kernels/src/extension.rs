@@ -1,0 +1,131 @@
+//! The kernels as a Burn backend extension: routing, and their own backward passes.
+//!
+//! [`KernelOps`] is what a tensor operation calls; Burn routes it to the plain CPU backend or to
+//! the same wrapped in autodiff. [`CpuKernels`] is the forward and backward arithmetic below it.
+//! A device without kernels never gets here: the public functions send it to the plain path.
+
+use crate::Activation;
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, DispatchTensorKind, Flex, backend_extension};
+use burn::tensor::{DType, Tensor};
+
+/// Whether `x` lives where the kernels run: f32 on the CPU backend, with or without autodiff.
+pub(crate) fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    // Taking the dispatch form apart needs an owned tensor; a clone shares the memory.
+    x.dtype() == DType::F32
+        && match x.clone().into_dispatch().kind {
+            DispatchTensorKind::Flex(_) => true,
+            DispatchTensorKind::Autodiff(inner) => matches!(*inner, DispatchTensorKind::Flex(_)),
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+}
+
+/// The operations as tensors see them; differentiable on an autodiff backend.
+#[backend_extension(Autodiff, Flex)]
+pub(crate) trait KernelOps: Backend {
+    /// See [`crate::group_norm`].
+    fn group_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
+}
+
+/// The forward and backward arithmetic, without any graph.
+pub(crate) trait CpuKernels: Backend {
+    /// The output, and (mean, 1 / deviation) per image and group for the backward pass.
+    fn group_norm_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        activation: Activation,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// The gradients of x, weight and bias.
+    fn group_norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        stats: FloatTensor<Self>,
+        groups: usize,
+        activation: Activation,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3];
+}
+
+impl KernelOps for Flex {
+    fn group_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        Self::group_norm_forward(x, weight, bias, groups, eps, activation).0
+    }
+}
+
+#[derive(Debug)]
+struct GroupNormBackward;
+
+impl<B: CpuKernels> Backward<B, 3> for GroupNormBackward {
+    /// x, weight, bias; their statistics; groups and activation.
+    type State = ([NodeId; 3], FloatTensor<B>, usize, Activation);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (inputs, stats, groups, activation) = ops.state;
+        let [x, weight, bias] =
+            inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let all = B::group_norm_backward(x, weight, bias, stats, groups, activation, dy);
+        for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
+    fn group_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        groups: usize,
+        eps: f64,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        let prepared = GroupNormBackward
+            .prepare::<C>([x.node(), weight.node(), bias.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&x, &weight, &bias].map(|input| prep.checkpoint(input));
+                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
+                let (y, stats) = B::group_norm_forward(x, weight, bias, groups, eps, activation);
+                prep.finish((inputs, stats, groups, activation), y)
+            }
+            OpsKind::UnTracked(prep) => {
+                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
+                prep.finish(B::group_norm_forward(x, weight, bias, groups, eps, activation).0)
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The same operations written with ordinary tensor operations.
+//!
+//! This path serves every device that has no kernel of its own and every float type but f32, and
+//! is what the kernels are tested against. It is differentiable through Burn's own operations.
+
+use crate::{Activation, AdamWStep, ConvGeometry};
+use burn::tensor::ops::{ConvOptions, PadMode};
+use burn::tensor::{Bool, Tensor, activation, module};
+
+/// [`crate::conv2d`] by Burn's convolution.
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    geometry: ConvGeometry,
+) -> Tensor<4> {
+    let ConvGeometry { stride, padding_begin, padding_end } = geometry;
+    // Burn's own asymmetric padding is not differentiable everywhere: pad first in that case.
+    let (x, padding) = if padding_begin == padding_end {
+        (x, padding_begin)
+    } else {
+        let padding = (padding_begin, padding_end, padding_begin, padding_end);
+        (x.pad(padding, PadMode::Constant(0.0)), 0)
+    };
+    let options = ConvOptions::new([stride, stride], [padding, padding], [1, 1], 1);
+    module::conv2d(x, weight, bias, options)
+}
+
+/// [`crate::linear`] by Burn's matrix product.
+pub fn linear<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<D> {
+    module::linear(x, weight.transpose(), bias)
+}
+
+/// [`crate::group_norm`] by reductions and elementwise operations.
+pub fn group_norm(
+    x: Tensor<4>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Tensor<4> {
+    let [b, c, h, w] = x.dims();
+    let x = x.reshape([b, groups, c / groups * h * w]);
+    let mean = x.clone().mean_dim(2);
+    let centred = x - mean;
+    let variance = centred.clone().square().mean_dim(2);
+    let y = (centred / (variance + eps).sqrt()).reshape([b, c, h, w]);
+    let y = y * weight.reshape([1, c, 1, 1]) + bias.reshape([1, c, 1, 1]);
+    match activation {
+        Activation::None => y,
+        Activation::Silu => activation::silu(y),
+    }
+}
+
+/// [`crate::attention`] by two batched products and a softmax.
+pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f64, causal: bool) -> Tensor<4> {
+    let [_, _, l_q, _] = q.dims();
+    let [_, _, l_k, _] = k.dims();
+    let mut scores = (q * scale).matmul(k.swap_dims(2, 3));
+    if causal {
+        let future = Tensor::<2, Bool>::tril_mask([l_q, l_k], 0, &scores.device());
+        scores = scores.mask_fill(future.reshape([1, 1, l_q, l_k]), f32::NEG_INFINITY);
+    }
+    activation::softmax(scores, 3).matmul(v)
+}
+
+/// [`crate::adamw_step`] by elementwise operations.
+pub fn adamw_step(
+    theta: Tensor<1>,
+    grad: Tensor<1>,
+    m: Tensor<1>,
+    v: Tensor<1>,
+    step: &AdamWStep,
+) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
+    let AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, grad_scale, .. } = *step;
+    let [correction1, correction2] = step.bias_corrections();
+    let grad = grad * grad_scale;
+    let theta = theta * (1.0 - learning_rate * weight_decay);
+    let m = m * beta1 + grad.clone() * (1.0 - beta1);
+    let v = v * beta2 + grad.square() * (1.0 - beta2);
+    let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
+    let theta = theta - (m.clone() / denominator) * (learning_rate / correction1);
+    (theta, m, v)
+}
+
+/// [`crate::ema_step`] by elementwise operations.
+pub fn ema_step(ema: Tensor<1>, theta: Tensor<1>, decay: f64) -> Tensor<1> {
+    ema * decay + theta * (1.0 - decay)
+}
+
+/// [`crate::squared_norm`] by a reduction.
+pub fn squared_norm(x: Tensor<1>) -> f64 {
+    x.square().sum().into_scalar::<f64>()
+}

@@ -1,0 +1,151 @@
+//! Fused group normalisation against the plain path in f64.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use burn::tensor::Tensor;
+use deme_kernels::{Activation, group_norm, plain};
+use proptest::prelude::*;
+use support::{assert_close, bits, device, f64, on_threads, tensor};
+
+const EPS: f64 = 1e-5;
+
+type Norm = fn(Tensor<4>, Tensor<1>, Tensor<1>, usize, f64, Activation) -> Tensor<4>;
+
+/// Output and the gradients of x, weight and bias of sum(y g).
+fn run(norm: Norm, inputs: &Inputs) -> (Tensor<4>, [Tensor<4>; 1], [Tensor<1>; 2]) {
+    let Inputs { x, weight, bias, g, groups, activation } = inputs.clone();
+    let x = x.autodiff().require_grad();
+    let [weight, bias] = [weight, bias].map(|t| t.autodiff().require_grad());
+    let y = norm(x.clone(), weight.clone(), bias.clone(), groups, EPS, activation);
+    let grads = (y.clone() * g.autodiff()).sum().backward();
+    let (dw, db) = (weight.grad(&grads).unwrap(), bias.grad(&grads).unwrap());
+    (y.inner(), [x.grad(&grads).unwrap()], [dw, db])
+}
+
+#[derive(Clone)]
+struct Inputs {
+    x: Tensor<4>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    g: Tensor<4>,
+    groups: usize,
+    activation: Activation,
+}
+
+impl Inputs {
+    fn new(seed: u64, shape: [usize; 4], groups: usize, activation: Activation) -> Self {
+        Self {
+            x: tensor(seed, shape) * 1.5 + 0.7,
+            weight: tensor(seed + 1, [shape[1]]),
+            bias: tensor(seed + 2, [shape[1]]),
+            g: tensor(seed + 3, shape),
+            groups,
+            activation,
+        }
+    }
+
+    fn in_f64(&self) -> Self {
+        Self {
+            x: f64(self.x.clone()),
+            weight: f64(self.weight.clone()),
+            bias: f64(self.bias.clone()),
+            g: f64(self.g.clone()),
+            ..self.clone()
+        }
+    }
+}
+
+fn check(inputs: &Inputs) {
+    let (y, [dx], [dweight, dbias]) = run(group_norm, inputs);
+    let (y64, [dx64], [dweight64, dbias64]) = run(plain::group_norm, &inputs.in_f64());
+    assert_close(f64(y), y64, 1e-5, "y");
+    assert_close(f64(dx), dx64, 2e-5, "dx");
+    assert_close(f64(dweight), dweight64, 2e-5, "dweight");
+    assert_close(f64(dbias), dbias64, 2e-5, "dbias");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn follows_the_plain_path(
+        seed in 0u64..1000, b in 1usize..4, groups in 1usize..4, per_group in 1usize..4,
+        h in 1usize..10, w in 2usize..20, silu: bool,
+    ) {
+        let activation = if silu { Activation::Silu } else { Activation::None };
+        check(&Inputs::new(seed, [b, groups * per_group, h, w], groups, activation));
+    }
+}
+
+#[test]
+fn follows_the_plain_path_on_a_large_group() {
+    check(&Inputs::new(5, [1, 4, 64, 96], 2, Activation::Silu));
+}
+
+#[test]
+fn a_mean_far_from_zero_costs_no_precision() {
+    let mut inputs = Inputs::new(6, [2, 8, 16, 16], 4, Activation::None);
+    inputs.x = inputs.x * 0.01 + 100.0;
+    let y = group_norm(
+        inputs.x.clone(),
+        inputs.weight.clone(),
+        inputs.bias.clone(),
+        4,
+        EPS,
+        Activation::None,
+    );
+    let i = inputs.in_f64();
+    let expected = plain::group_norm(i.x, i.weight, i.bias, 4, EPS, Activation::None);
+    assert_close(f64(y), expected, 1e-3, "y");
+}
+
+#[test]
+fn reads_permuted_tensors() {
+    let mut inputs = Inputs::new(7, [2, 6, 5, 7], 3, Activation::Silu);
+    inputs.x = tensor(8, [5, 7, 2, 6]).permute([2, 3, 0, 1]);
+    inputs.g = tensor(9, [2, 6, 7, 5]).swap_dims(2, 3);
+    check(&inputs);
+}
+
+#[test]
+fn threads_and_batch_do_not_change_a_bit() {
+    let inputs = Inputs::new(10, [5, 12, 9, 7], 4, Activation::Silu);
+    let all = |(y, [dx], [dw, db]): (Tensor<4>, [Tensor<4>; 1], [Tensor<1>; 2])| {
+        [bits(y), bits(dx), bits(dw), bits(db)]
+    };
+    let one = on_threads(1, || all(run(group_norm, &inputs)));
+    let three = on_threads(3, || all(run(group_norm, &inputs)));
+    assert!(one == three);
+    for i in 0..5 {
+        let image = inputs.x.clone().narrow(0, i, 1);
+        let (w, b) = (inputs.weight.clone(), inputs.bias.clone());
+        let alone = group_norm(image, w, b, 4, EPS, Activation::Silu);
+        assert!(bits(alone)[..] == one[0][i * 12 * 63..(i + 1) * 12 * 63]);
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes() {
+    let inputs = Inputs::new(11, [1, 4, 3, 3], 2, Activation::Silu);
+    let (_, [dx], _) = run(group_norm, &inputs);
+    let direction = tensor(12, [1, 4, 3, 3]);
+    let slope = (dx * direction.clone()).sum().into_scalar::<f64>();
+    let loss = |h: f64| {
+        let i = inputs.in_f64();
+        let x = i.x + f64(direction.clone()) * h;
+        let y = plain::group_norm(x, i.weight, i.bias, 2, EPS, Activation::Silu);
+        (y * i.g).sum().into_scalar::<f64>()
+    };
+    let expected = (loss(1e-4) - loss(-1e-4)) / 2e-4;
+    assert!((slope - expected).abs() < 1e-4 * expected.abs().max(1.0), "{slope} {expected}");
+}
+
+#[test]
+fn only_tracked_inputs_get_gradients() {
+    let inputs = Inputs::new(13, [2, 4, 3, 3], 2, Activation::None);
+    let weight = inputs.weight.clone().autodiff().require_grad();
+    let y = group_norm(inputs.x, weight.clone(), inputs.bias, 2, EPS, Activation::None);
+    let grads = y.sum().backward();
+    assert!(weight.grad(&grads).is_some());
+    let _ = device();
+}
