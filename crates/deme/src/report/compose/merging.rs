@@ -1,0 +1,147 @@
+//! The timestep ranges, the merging weights, and how the weights were found.
+
+use super::super::document::{Block, CaptionedFigure, Cell, Column, Section, Table, Tone};
+use super::super::figures;
+use super::super::number_format::{count, significant, weights};
+use super::super::verdict::merged_row;
+use super::super::{Report, Row, SearchSummary};
+
+/// The ranges, the weights, and how the weights were found.
+pub(super) fn merging(report: &Report) -> Section {
+    let mut blocks = Vec::new();
+    if !report.ranges.is_empty() {
+        blocks.push(Block::Table(weights_table(report)));
+    }
+    match &report.search {
+        Some(search) => blocks.extend(search_blocks(search)),
+        None if merged_row(&report.rows).is_some() => {
+            blocks.push(Block::Paragraph("The weights were not searched for.".to_string()))
+        }
+        None => {}
+    }
+    Section { id: "merging", heading: "Ranges and merging weights", blocks }
+}
+
+fn weights_table(report: &Report) -> Table {
+    let merged: Vec<(&Row, &Vec<f64>)> =
+        report.rows.iter().filter_map(|row| Some((row, row.weights.as_ref()?))).collect();
+    let mut columns = vec![Column::text("expert"), Column::number("timesteps")];
+    columns.extend(merged.iter().map(|(row, _)| Column::number(&row.label)));
+    let mut rows: Vec<Vec<Cell>> = report
+        .ranges
+        .iter()
+        .enumerate()
+        .map(|(expert, (low, high))| {
+            let mut cells = vec![
+                Cell::new(format!("expert {}", expert + 1)),
+                Cell::new(format!("{low}..{high}")),
+            ];
+            let of_expert = merged.iter().map(|(_, w)| Cell::new(weights(&w[expert..=expert])));
+            cells.extend(of_expert);
+            cells
+        })
+        .collect();
+    if report.ranges.len() > 1 && !merged.is_empty() {
+        let mut sums = vec![Cell::new("sum").tone(Tone::Faint), Cell::new("")];
+        sums.extend(
+            merged.iter().map(|(_, w)| Cell::new(weights(&[w.iter().sum()])).tone(Tone::Faint)),
+        );
+        rows.push(sums);
+    }
+    Table { columns, rows }
+}
+
+fn search_blocks(search: &SearchSummary) -> Vec<Block> {
+    if search.log.is_empty() {
+        return vec![Block::Paragraph(
+            "The search for merging weights measured nothing.".to_string(),
+        )];
+    }
+    let measured = if search.evaluations == search.grid_size {
+        format!("all {} points of the grid", count(search.grid_size as u64))
+    } else {
+        format!(
+            "{} of {} points of the grid",
+            count(search.evaluations as u64),
+            count(search.grid_size as u64)
+        )
+    };
+    let mut blocks = vec![Block::Paragraph(format!(
+        "The weights come from a {} search over {measured}, scored by {} ({} is better) on {}. \
+         The best value was {}, at ({}). As the best of many it is a lucky draw in part; the \
+         numbers under Results are the fair ones.",
+        search.kind,
+        search.objective,
+        if search.lower_is_better { "lower" } else { "higher" },
+        search.reference,
+        significant(search.best_value, 4),
+        weights(&search.best_weights)
+    ))];
+
+    let mut drawn = Vec::new();
+    let mut remark = "Each dot is one point of the search; dots at the upper or lower frame lie \
+                      beyond it."
+        .to_string();
+    if let Some(figure) = figures::best_so_far("search-best-so-far".to_string(), search) {
+        drawn.push(CaptionedFigure { figure, caption: String::new() });
+    }
+    if let Some(figure) = figures::heat_map("search-heat-map".to_string(), search) {
+        drawn.push(CaptionedFigure { figure, caption: String::new() });
+        remark.push_str(
+            " In the map the stronger colour is the better value, and the outlined cell was \
+             chosen; (0, 0) is the pretrained model.",
+        );
+    } else {
+        remark.push_str(
+            " Along each weight the line joins the points that share the other weights with the \
+             chosen one (ring); the dashed line is 1/N.",
+        );
+        let slices = (0..search.best_weights.len()).filter_map(|expert| {
+            let figure = figures::slice(format!("search-expert-{}", expert + 1), search, expert)?;
+            let caption = String::new();
+            Some(CaptionedFigure { figure, caption })
+        });
+        drawn.extend(slices);
+    }
+    if !drawn.is_empty() {
+        blocks.push(Block::Figures(drawn));
+        blocks.push(Block::Remark(remark));
+    }
+    blocks.push(Block::FoldOut {
+        summary: "The best points of the search".to_string(),
+        blocks: vec![Block::Table(best_points(search))],
+    });
+    blocks
+}
+
+fn best_points(search: &SearchSummary) -> Table {
+    const SHOWN: usize = 10;
+    let mut points: Vec<&(Vec<f64>, f64)> = search.log.iter().collect();
+    // Stable: among equals the one measured first leads.
+    points.sort_by(
+        |a, b| {
+            if search.lower_is_better { a.1.total_cmp(&b.1) } else { b.1.total_cmp(&a.1) }
+        },
+    );
+    Table {
+        columns: vec![
+            Column::number("rank"),
+            Column::text("weights"),
+            Column::number(&search.objective),
+            Column::number("behind the best"),
+        ],
+        rows: points
+            .iter()
+            .take(SHOWN)
+            .enumerate()
+            .map(|(place, (point, value))| {
+                vec![
+                    Cell::new((place + 1).to_string()),
+                    Cell::new(weights(point)),
+                    Cell::new(significant(*value, 5)),
+                    Cell::new(significant((value - points[0].1).abs(), 3)).tone(Tone::Faint),
+                ]
+            })
+            .collect(),
+    }
+}

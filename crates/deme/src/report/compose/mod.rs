@@ -1,0 +1,348 @@
+//! What a report says, top to bottom; the longer sections have files of their own.
+
+mod merging;
+mod provenance;
+mod results;
+
+use std::path::Path;
+
+use super::document::{
+    Block, CaptionedFigure, Cell, Column, Document, Picture, Section, Table, Tone,
+};
+use super::escape::slug;
+use super::figures;
+use super::number_format::{fixed, signed, significant};
+use super::picture_file::PictureFile;
+use super::verdict::{decimals_of, verdict};
+use super::{RangeLosses, Report, ReportError, Row, RowKind};
+
+/// Lays the report out.
+///
+/// # Errors
+/// Those of [`PictureFile::read`].
+pub(super) fn compose(report: &Report) -> Result<Document, ReportError> {
+    let found = verdict(report);
+    let sections = [
+        results::results(report),
+        samples(report)?,
+        merging::merging(report),
+        loss_per_range(report),
+        training(report),
+        provenance::how_made(report),
+        provenance::run(report),
+    ];
+    Ok(Document {
+        title: report.title.clone(),
+        subtitle: subtitle(report),
+        verdict: found.sentence,
+        remarks: found.remarks,
+        sections: sections.into_iter().filter(|section| !section.blocks.is_empty()).collect(),
+    })
+}
+
+fn subtitle(report: &Report) -> String {
+    let ranges = match report.ranges.len() {
+        1 => "one timestep range".to_string(),
+        n => format!("{n} timestep ranges"),
+    };
+    format!("Decouple-then-Merge with {ranges}, {0} × {0} pixels", report.data.resolution)
+}
+
+/// The same seeds through every model, beside real pictures.
+fn samples(report: &Report) -> Result<Section, ReportError> {
+    const ORDER: [RowKind; 7] = [
+        RowKind::Before,
+        RowKind::Joint,
+        RowKind::Ensemble,
+        RowKind::Uniform,
+        RowKind::Fixed,
+        RowKind::Searched,
+        RowKind::Other,
+    ];
+    let mut shown = Vec::new();
+    if let Some(path) = &report.reference_grid_png {
+        let caption = "from the data, not generated".to_string();
+        shown.push(picture("samples-real", "real pictures", caption, path)?);
+    }
+    for kind in ORDER {
+        for row in report.rows.iter().filter(|row| row.kind == kind) {
+            shown.extend(row_picture(report, row)?);
+        }
+    }
+    let mut experts = Vec::new();
+    for row in report.rows.iter().filter(|row| row.kind == RowKind::Expert) {
+        experts.extend(row_picture(report, row)?);
+    }
+    let mut blocks = Vec::new();
+    if !shown.is_empty() {
+        blocks.push(Block::Paragraph(
+            "Every model starts from the same noise: the picture at one place of a grid comes \
+             from one seed in all of them. The first seeds are shown, none were picked."
+                .to_string(),
+        ));
+        blocks.push(Block::Pictures(shown));
+    }
+    if !experts.is_empty() {
+        let summary = match experts.len() {
+            1 => "The expert alone, used for all timesteps".to_string(),
+            n => format!("The {n} experts, each used alone for all timesteps"),
+        };
+        blocks.push(Block::FoldOut { summary, blocks: vec![Block::Pictures(experts)] });
+    }
+    Ok(Section { id: "samples", heading: "Samples", blocks })
+}
+
+fn row_picture(report: &Report, row: &Row) -> Result<Option<Picture>, ReportError> {
+    let Some(path) = &row.grid_png else {
+        return Ok(None);
+    };
+    let caption = row.metrics.first().map_or_else(String::new, |metric| {
+        let decimals = decimals_of(&report.rows, &metric.name);
+        format!("{} {}", metric.name, fixed(metric.value, decimals))
+    });
+    // The place keeps names apart whose ids differ only in signs.
+    let place = report.rows.iter().position(|other| other.id == row.id);
+    let name = format!("samples-{}-{}", place.unwrap_or_default() + 1, slug(&row.id));
+    picture(&name, &row.label, caption, path).map(Some)
+}
+
+fn picture(name: &str, label: &str, caption: String, path: &Path) -> Result<Picture, ReportError> {
+    Ok(Picture {
+        name: name.to_string(),
+        label: label.to_string(),
+        caption,
+        file: PictureFile::read(path)?,
+    })
+}
+
+fn loss_per_range(report: &Report) -> Section {
+    let blocks = match &report.range_losses {
+        Some(losses) if !losses.rows.is_empty() && !report.ranges.is_empty() => vec![
+            Block::Paragraph(format!(
+                "Diffusion loss on held-out pictures within each timestep range ({}), with its \
+                 change against the first row. Lower is better. It shows which range each model \
+                 has learnt; it is no measure of the pictures.",
+                losses.description
+            )),
+            Block::Table(range_loss_table(&report.ranges, losses)),
+        ],
+        _ => Vec::new(),
+    };
+    Section { id: "ranges", heading: "Held-out loss per timestep range", blocks }
+}
+
+fn range_loss_table(ranges: &[(usize, usize)], losses: &RangeLosses) -> Table {
+    let best: Vec<f64> = (0..ranges.len())
+        .map(|range| {
+            let column = losses.rows.iter().map(|row| row.losses[range]);
+            column.fold(f64::INFINITY, f64::min)
+        })
+        .collect();
+    let mut columns = vec![Column::text("model")];
+    columns.extend(ranges.iter().map(|(low, high)| Column::number(format!("{low}..{high}"))));
+    let first = &losses.rows[0].losses;
+    let rows = losses
+        .rows
+        .iter()
+        .enumerate()
+        .map(|(place, row)| {
+            let mut cells = vec![Cell::new(&row.label)];
+            cells.extend(row.losses.iter().enumerate().map(|(range, loss)| {
+                let tone = if *loss == best[range] { Tone::Best } else { Tone::Plain };
+                let cell = Cell::new(significant(*loss, 4)).tone(tone);
+                if place == 0 || first[range] == 0.0 {
+                    return cell;
+                }
+                let percent = (loss / first[range] - 1.0) * 100.0;
+                cell.note(format!("{} %", signed(percent, 1)))
+            }));
+            cells
+        })
+        .collect();
+    Table { columns, rows }
+}
+
+fn training(report: &Report) -> Section {
+    let drawn: Vec<CaptionedFigure> = report
+        .loss_curves
+        .iter()
+        .enumerate()
+        .filter_map(|(place, curve)| {
+            let name = format!("loss-{}-{}", place + 1, slug(&curve.label));
+            Some(CaptionedFigure {
+                figure: figures::loss_curve(name, curve)?,
+                caption: String::new(),
+            })
+        })
+        .collect();
+    let mut blocks = Vec::new();
+    if !drawn.is_empty() {
+        let with_consistency = report
+            .loss_curves
+            .iter()
+            .flat_map(|curve| &curve.points)
+            .any(|point| point.consistency.is_some());
+        let losses = if with_consistency {
+            " The diffusion loss is the distance to the noise, the consistency loss that to the \
+             pretrained model's prediction."
+        } else {
+            ""
+        };
+        blocks.push(Block::Paragraph(format!(
+            "Training losses, smoothed (strong) over what was measured (faint).{losses} Each \
+             drawing has its own axis: ranges of small t have larger losses by nature."
+        )));
+        blocks.push(Block::Figures(drawn));
+    }
+    Section { id: "training", heading: "Training", blocks }
+}
+
+/// The metrics of some rows, in the order in which they first appear.
+fn metric_names(rows: &[&Row]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for metric in rows.iter().flat_map(|row| &row.metrics) {
+        if !names.contains(&metric.name) {
+            names.push(metric.name.clone());
+        }
+    }
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::test_report::report_of;
+    use super::super::{html, markdown};
+    use super::*;
+    use serde_json::json;
+
+    fn both(report: &Report) -> [String; 2] {
+        let document = compose(report).unwrap();
+        [html::render(&document), markdown::render(&document)]
+    }
+
+    fn result_tables(report: &Report) -> Vec<Table> {
+        results::results(report)
+            .blocks
+            .into_iter()
+            .filter_map(|block| match block {
+                Block::Table(table) => Some(table),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn numbers_made_differently_get_their_own_table_that_names_the_difference() {
+        let mut report = report_of(4);
+        let together = result_tables(&report);
+        assert_eq!(together.len(), 2, "one per metric");
+        assert_eq!(together[0].rows.len(), report.rows.len());
+
+        let odd = report.rows.last_mut().unwrap();
+        odd.protocol["sampler"]["steps"] = json!(50);
+        let split = result_tables(&report);
+        assert_eq!(split.len(), 4);
+        assert_eq!(split[0].rows.len(), report.rows.len() - 1);
+        assert_eq!(split[2].rows.len(), 1);
+        assert!(split[2].columns.iter().all(|c| !c.title.contains("against")));
+        for text in both(&report) {
+            assert!(text.contains("they differ in sampler.steps (50 here, 20 above)"));
+        }
+    }
+
+    #[test]
+    fn the_best_value_and_only_it_is_marked() {
+        let report = report_of(4);
+        let table = &result_tables(&report)[0];
+        let best: Vec<&str> = table
+            .rows
+            .iter()
+            .filter(|row| row[1].tone == Tone::Best)
+            .map(|row| row[0].text.as_str())
+            .collect();
+        assert_eq!(best, ["searched"]);
+        let score = &result_tables(&report)[1];
+        let best = score.rows.iter().filter(|row| row[1].tone == Tone::Best);
+        assert_eq!(best.map(|row| row[0].text.as_str()).collect::<Vec<_>>(), ["searched"]);
+    }
+
+    #[test]
+    fn differences_within_the_spread_say_so() {
+        let report = report_of(4);
+        let table = &result_tables(&report)[0];
+        let uniform = table.rows.iter().find(|row| row[0].text == "uniform 1/N").unwrap();
+        assert_eq!(uniform[2].note.as_deref(), Some("better"));
+        assert_eq!(uniform[3].note.as_deref(), Some("within spread"));
+        assert_eq!(uniform[3].tone, Tone::Faint);
+    }
+
+    #[test]
+    fn an_empty_search_is_said_and_a_missing_one_too() {
+        let mut report = report_of(2);
+        report.search.as_mut().unwrap().log.clear();
+        for text in both(&report) {
+            assert!(text.contains("measured nothing"));
+        }
+        report.search = None;
+        for text in both(&report) {
+            assert!(text.contains("The weights were not searched for."));
+        }
+    }
+
+    #[test]
+    fn one_range_reads_as_one_range() {
+        for text in both(&report_of(1)) {
+            assert!(text.contains("one timestep range"));
+            assert!(!text.contains("NaN"));
+        }
+    }
+
+    #[test]
+    fn a_partial_search_names_both_counts() {
+        let mut report = report_of(3);
+        report.search.as_mut().unwrap().grid_size = 100_000;
+        for text in both(&report) {
+            assert!(text.contains("64 of 100\u{202f}000 points"), "{text}");
+        }
+    }
+
+    #[test]
+    fn too_few_pictures_for_the_features_are_told() {
+        let mut report = report_of(2);
+        assert!(!both(&report)[1].contains("not of full rank"));
+        report.counts.as_mut().unwrap().feature_dim = 1024;
+        assert!(both(&report)[1].contains("not of full rank"));
+        assert!(both(&report)[1].contains("is not FID"));
+    }
+
+    #[test]
+    fn hostile_labels_stay_text_everywhere() {
+        let mut report = report_of(2);
+        let hostile = "</style><script>alert(1)</script>|`*";
+        report.title = hostile.into();
+        report.command = hostile.into();
+        report.recipe_toml = format!("```\n{hostile}");
+        report.hardware = hostile.into();
+        report.data.description = hostile.into();
+        report.notes = vec![hostile.into()];
+        report.spread_meaning = hostile.into();
+        for row in &mut report.rows {
+            row.label = hostile.into();
+        }
+        for curve in &mut report.loss_curves {
+            curve.label = hostile.into();
+        }
+        let search = report.search.as_mut().unwrap();
+        search.objective = hostile.into();
+        search.reference = hostile.into();
+        for row in &mut report.range_losses.as_mut().unwrap().rows {
+            row.label = hostile.into();
+        }
+        let [html, markdown] = both(&report);
+        assert!(!html.contains("<script"));
+        // Within the fenced recipe it may stand, nowhere else.
+        let (text, recipe) = markdown.split_once("````toml").unwrap();
+        assert!(!text.contains("<script") && recipe.contains("<script"));
+    }
+}

@@ -1,0 +1,512 @@
+//! The report of a run: what was found, shown with tables, pictures and curves.
+//!
+//! [`Report`] is plain data. [`write_report`] turns it into `report.html` (one file, nothing
+//! loaded from elsewhere), `report.md` with its pictures in `figures/`, and `metrics.json`
+//! for machines. What the report says is decided in `compose` and `verdict`, once for both
+//! formats. Nothing is computed about models here, and no run folder is known.
+
+mod compose;
+mod document;
+mod escape;
+mod figures;
+mod html;
+mod markdown;
+mod metrics_json;
+mod number_format;
+mod picture_file;
+mod protocol;
+mod svg;
+pub mod verdict;
+
+#[cfg(test)]
+mod test_report;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use deme_merge::write_atomically;
+use serde::{Deserialize, Serialize};
+
+/// Everything a report says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// The headline, usually the recipe's name.
+    pub title: String,
+    /// The command that made the run.
+    pub command: String,
+    /// The recipe with every default written out.
+    pub recipe_toml: String,
+    /// Processor, cores, memory, device.
+    pub hardware: String,
+    /// (program or library, version).
+    pub versions: Vec<(String, String)>,
+    /// The pictures behind the run.
+    pub data: DataSummary,
+    /// What the numbers were counted from, where a distribution is compared.
+    pub counts: Option<EvaluationCounts>,
+    /// Half-open timestep ranges `(low, high)`, one per expert, in the experts' order.
+    pub ranges: Vec<(usize, usize)>,
+    /// One row per measured model, in the order in which tables show them.
+    pub rows: Vec<Row>,
+    /// What a `spread` is, as it follows the words "± is": "one standard deviation over 5
+    /// groups of seeds". Empty when no row has a spread.
+    pub spread_meaning: String,
+    /// What all rows share: extractor and its hash, counts, sampler, steps, seeds, EMA.
+    pub protocol: Vec<(String, String)>,
+    /// Pretraining, joint finetuning and each expert.
+    pub loss_curves: Vec<LossCurve>,
+    /// The search for merging weights, where there was one.
+    pub search: Option<SearchSummary>,
+    /// Real pictures, laid out as the rows' grids are.
+    pub reference_grid_png: Option<PathBuf>,
+    /// Held-out diffusion loss of each model in each of `ranges`.
+    pub range_losses: Option<RangeLosses>,
+    /// The stages in the order in which they ran.
+    pub stages: Vec<StageTiming>,
+    /// Anything a reader must know that the numbers do not say.
+    pub notes: Vec<String>,
+}
+
+/// The pictures behind a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DataSummary {
+    /// Where they come from and what they show.
+    pub description: String,
+    /// Pictures the models were trained on.
+    pub pictures_train: usize,
+    /// Pictures the weight search compared with.
+    pub pictures_search: usize,
+    /// Pictures the report's numbers compare with.
+    pub pictures_report: usize,
+    /// Side length in pixels.
+    pub resolution: usize,
+}
+
+/// What a distance between feature distributions was estimated from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EvaluationCounts {
+    /// Generated pictures behind each number.
+    pub generated: usize,
+    /// Real pictures they were compared with.
+    pub reference: usize,
+    /// Dimensions of the features.
+    pub feature_dim: usize,
+}
+
+/// What a row's model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowKind {
+    /// The pretrained model.
+    Before,
+    /// Finetuned on all timesteps for as many iterations as all experts together.
+    Joint,
+    /// One expert, used for all timesteps.
+    Expert,
+    /// The expert of the range that holds t, at every t.
+    Ensemble,
+    /// Merged with `w_i = 1/N`.
+    Uniform,
+    /// Merged with the recipe's weights.
+    Fixed,
+    /// Merged with the weights that the search found.
+    Searched,
+    /// Anything else.
+    Other,
+}
+
+/// One measured model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Row {
+    /// Unique in the report; names its picture files.
+    pub id: String,
+    /// How tables call it.
+    pub label: String,
+    /// What the model is.
+    pub kind: RowKind,
+    /// The merging weights, one per expert, for merged models.
+    pub weights: Option<Vec<f64>>,
+    /// Finetuning iterations that went into the model; for merged models and the ensemble,
+    /// those of all experts together.
+    pub iterations: u64,
+    /// The numbers. The first is the one that the verdict is about.
+    pub metrics: Vec<MetricValue>,
+    /// Samples from the same seeds in every row.
+    pub grid_png: Option<PathBuf>,
+    /// How the numbers were made, as a JSON object. Its field `model` says which model was
+    /// measured; rows that differ in any other field never share a table.
+    pub protocol: serde_json::Value,
+}
+
+impl Row {
+    /// The metric of that name.
+    pub fn metric(&self, name: &str) -> Option<&MetricValue> {
+        self.metrics.iter().find(|metric| metric.name == name)
+    }
+}
+
+/// One number.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MetricValue {
+    /// `fd_tiny_clip`, `tiny_clip_score`, ...
+    pub name: String,
+    /// The number, in the metric's own unit. Finite.
+    pub value: f64,
+    /// One standard deviation of `value`, in its unit; [`Report::spread_meaning`] says of what.
+    pub spread: Option<f64>,
+    /// Which direction is good.
+    pub lower_is_better: bool,
+}
+
+/// The training loss of one model.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LossCurve {
+    /// "pretraining", "joint", "expert 1 (0..250)".
+    pub label: String,
+    /// In the order of their iterations.
+    pub points: Vec<LossPoint>,
+}
+
+/// The losses of one training iteration.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct LossPoint {
+    /// Counted from zero.
+    pub iteration: u64,
+    /// `|| eps - eps_theta ||^2`, mean over elements.
+    pub diffusion: f64,
+    /// `|| eps_pretrained - eps_theta ||^2`, mean over elements.
+    pub consistency: Option<f64>,
+}
+
+/// What a search for merging weights did.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SearchSummary {
+    /// The number it optimised.
+    pub objective: String,
+    /// Which direction is good.
+    pub lower_is_better: bool,
+    /// "grid", "coordinate", ...
+    pub kind: String,
+    /// How many points were measured.
+    pub evaluations: usize,
+    /// How many points the whole grid has.
+    pub grid_size: usize,
+    /// The weights that were chosen.
+    pub best_weights: Vec<f64>,
+    /// Their value.
+    pub best_value: f64,
+    /// Every measured point with its value, in the order of measurement.
+    pub log: Vec<(Vec<f64>, f64)>,
+    /// What the search was scored on: pictures and seeds.
+    pub reference: String,
+}
+
+/// Held-out diffusion loss per model and timestep range.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RangeLosses {
+    /// On which pictures and with which draws the losses were taken.
+    pub description: String,
+    /// One per model.
+    pub rows: Vec<RangeLossRow>,
+}
+
+/// One model's held-out losses.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RangeLossRow {
+    /// How tables call the model.
+    pub label: String,
+    /// One loss per entry of [`Report::ranges`].
+    pub losses: Vec<f64>,
+}
+
+/// How long a stage took.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StageTiming {
+    /// The stage.
+    pub name: String,
+    /// Wall time when it really ran, in seconds.
+    pub seconds: f64,
+    /// True when this run found it finished.
+    pub cached: bool,
+}
+
+/// The files of a written report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportFiles {
+    /// `report.html`
+    pub html: PathBuf,
+    /// `report.md`
+    pub markdown: PathBuf,
+    /// `metrics.json`
+    pub metrics: PathBuf,
+}
+
+/// Why a report could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// NaN or infinity where a number belongs.
+    #[error(
+        "{place} is {value}: a report shows finite numbers only; measure it again or leave the row out"
+    )]
+    NonFinite {
+        /// Which number.
+        place: String,
+        /// What it is.
+        value: f64,
+    },
+    /// A list that must have one entry per timestep range has another length.
+    #[error("{place} has {found} values, but there are {expected} timestep ranges")]
+    WrongLength {
+        /// Which list.
+        place: String,
+        /// The number of ranges.
+        expected: usize,
+        /// The list's length.
+        found: usize,
+    },
+    /// Two rows with one id.
+    #[error("two rows of the report are called \"{id}\": give each its own id")]
+    DuplicateRow {
+        /// The shared id.
+        id: String,
+    },
+    /// A sample grid cannot be read.
+    #[error("cannot read the picture {}: {source}; run the sampling stage again", path.display())]
+    UnreadablePicture {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A sample grid is no PNG.
+    #[error("{} is not a PNG file; delete it and run the sampling stage again", path.display())]
+    NotAPng {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of the report cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Writes `report.html`, `report.md`, `figures/` and `metrics.json` into `folder`.
+///
+/// Each file is replaced as a whole. `metrics.json` holds no timings, so the same results
+/// give the same bytes.
+///
+/// # Errors
+/// [`ReportError`]; everything is checked and read before the first file is written.
+pub fn write_report(report: &Report, folder: &Path) -> Result<ReportFiles, ReportError> {
+    check(report)?;
+    let document = compose::compose(report)?;
+    let html = html::render(&document);
+    let markdown = markdown::render(&document);
+    let metrics = metrics_json::render(report);
+
+    let files = ReportFiles {
+        html: folder.join("report.html"),
+        markdown: folder.join("report.md"),
+        metrics: folder.join("metrics.json"),
+    };
+    let figures = folder.join(markdown::FIGURES_FOLDER);
+    fs::create_dir_all(&figures)
+        .map_err(|source| ReportError::Unwritable { path: figures.clone(), source })?;
+    for (name, bytes) in document.files() {
+        write(&figures.join(name), &bytes)?;
+    }
+    write(&files.metrics, metrics.as_bytes())?;
+    write(&files.markdown, markdown.as_bytes())?;
+    write(&files.html, html.as_bytes())?;
+    Ok(files)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), ReportError> {
+    write_atomically(path, |file| file.write_all(bytes))
+        .map_err(|source| ReportError::Unwritable { path: path.to_path_buf(), source })
+}
+
+/// Refuses numbers that JSON, axes and comparisons cannot hold, and lists of wrong lengths.
+fn check(report: &Report) -> Result<(), ReportError> {
+    let experts = report.ranges.len();
+    let mut ids: Vec<&str> = Vec::new();
+    for row in &report.rows {
+        if ids.contains(&row.id.as_str()) {
+            return Err(ReportError::DuplicateRow { id: row.id.clone() });
+        }
+        ids.push(&row.id);
+        for metric in &row.metrics {
+            let place = || format!("{} of \"{}\"", metric.name, row.label);
+            finite(metric.value, place)?;
+            finite(metric.spread.unwrap_or_default(), || format!("the spread of {}", place()))?;
+        }
+        if let Some(weights) = &row.weights {
+            let place = || format!("the weights of \"{}\"", row.label);
+            length(weights.len(), experts, place)?;
+            all_finite(weights, place)?;
+        }
+    }
+    if let Some(search) = &report.search {
+        finite(search.best_value, || "the search's best value".to_string())?;
+        let best = || "the search's best weights".to_string();
+        length(search.best_weights.len(), experts, best)?;
+        all_finite(&search.best_weights, best)?;
+        for (place, (weights, value)) in search.log.iter().enumerate() {
+            let weights_of = || format!("the weights of search evaluation {}", place + 1);
+            length(weights.len(), experts, weights_of)?;
+            all_finite(weights, weights_of)?;
+            finite(*value, || format!("search evaluation {}", place + 1))?;
+        }
+    }
+    for curve in &report.loss_curves {
+        for point in &curve.points {
+            let place =
+                || format!("the loss of \"{}\" at iteration {}", curve.label, point.iteration);
+            finite(point.diffusion, place)?;
+            finite(point.consistency.unwrap_or_default(), place)?;
+        }
+    }
+    for row in report.range_losses.iter().flat_map(|table| &table.rows) {
+        let place = || format!("the held-out losses of \"{}\"", row.label);
+        length(row.losses.len(), experts, place)?;
+        all_finite(&row.losses, place)?;
+    }
+    for stage in &report.stages {
+        finite(stage.seconds, || format!("the time of stage \"{}\"", stage.name))?;
+    }
+    Ok(())
+}
+
+fn finite(value: f64, place: impl FnOnce() -> String) -> Result<(), ReportError> {
+    if value.is_finite() { Ok(()) } else { Err(ReportError::NonFinite { place: place(), value }) }
+}
+
+fn all_finite(values: &[f64], place: impl Fn() -> String) -> Result<(), ReportError> {
+    values.iter().try_for_each(|value| finite(*value, &place))
+}
+
+fn length(
+    found: usize,
+    expected: usize,
+    place: impl FnOnce() -> String,
+) -> Result<(), ReportError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(ReportError::WrongLength { place: place(), expected, found })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::test_report::{grid, report_of, with_pictures};
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut Report)) -> ReportError {
+        let mut report = report_of(4);
+        change(&mut report);
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_report(&report, folder.path()).unwrap_err();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is written");
+        error
+    }
+
+    #[test]
+    fn writes_three_files_and_every_figure_the_markdown_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = with_pictures(report_of(4), folder.path());
+        let out = folder.path().join("report");
+        fs::create_dir(&out).unwrap();
+        let files = write_report(&report, &out).unwrap();
+        let markdown = fs::read_to_string(&files.markdown).unwrap();
+        let named: Vec<&str> =
+            markdown.split("src=\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
+        assert!(named.len() > 10, "{named:?}");
+        for name in named {
+            assert!(out.join(name).is_file(), "{name}");
+        }
+        let html = fs::read_to_string(&files.html).unwrap();
+        assert!(html.contains("data:image/png;base64,"));
+        for outside in ["src=\"http", "href=\"http", "<script", "@import", "url(http"] {
+            assert!(!html.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn the_same_results_give_the_same_metrics_whatever_the_timings() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut report = report_of(2);
+        let first = write_report(&report, folder.path()).unwrap();
+        let before = fs::read(&first.metrics).unwrap();
+        report.stages[0].seconds += 5.0;
+        write_report(&report, folder.path()).unwrap();
+        assert_eq!(fs::read(&first.metrics).unwrap(), before);
+    }
+
+    #[test]
+    fn one_range_two_ranges_and_an_empty_report_can_be_written() {
+        for experts in [1, 2, 3, 8] {
+            let folder = tempfile::tempdir().unwrap();
+            write_report(&report_of(experts), folder.path()).unwrap();
+        }
+        let mut empty = report_of(1);
+        empty.rows.clear();
+        empty.ranges.clear();
+        empty.search = None;
+        empty.loss_curves.clear();
+        empty.range_losses = None;
+        empty.stages.clear();
+        let folder = tempfile::tempdir().unwrap();
+        write_report(&empty, folder.path()).unwrap();
+    }
+
+    #[test]
+    fn numbers_that_are_none_are_refused() {
+        let error = refusal(|r| r.rows[0].metrics[0].value = f64::NAN);
+        assert!(matches!(error, ReportError::NonFinite { .. }));
+        assert!(error.to_string().contains("fd_tiny_clip of \"before\""), "{error}");
+        let error = refusal(|r| r.loss_curves[0].points[3].diffusion = f64::INFINITY);
+        assert!(error.to_string().contains("iteration"), "{error}");
+        let error = refusal(|r| r.search.as_mut().unwrap().log[2].1 = f64::NAN);
+        assert!(error.to_string().contains("evaluation 3"), "{error}");
+    }
+
+    #[test]
+    fn lists_of_wrong_lengths_are_refused() {
+        let error = refusal(|r| r.range_losses.as_mut().unwrap().rows[0].losses.truncate(1));
+        assert!(matches!(error, ReportError::WrongLength { expected: 4, found: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn rows_need_their_own_ids() {
+        let error = refusal(|r| r.rows[1].id = r.rows[0].id.clone());
+        assert!(matches!(error, ReportError::DuplicateRow { .. }));
+    }
+
+    #[test]
+    fn a_missing_grid_stops_the_report_before_it_is_written() {
+        let error = refusal(|r| r.rows[0].grid_png = Some(PathBuf::from("/nowhere/grid.png")));
+        assert!(matches!(error, ReportError::UnreadablePicture { .. }));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("grid.png");
+        fs::write(&path, &grid(1)[..10]).unwrap();
+        let error = refusal(|r| r.rows[0].grid_png = Some(path));
+        assert!(matches!(error, ReportError::NotAPng { .. }));
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "in the way").unwrap();
+        let error = write_report(&report_of(2), &file).unwrap_err();
+        assert!(matches!(error, ReportError::Unwritable { .. }));
+        assert!(error.to_string().contains("file"), "{error}");
+    }
+}
