@@ -1,0 +1,358 @@
+//! One step of finetuning (Ma et al. 2025, section 3; hyper-parameters in [`FinetuneConfig`]).
+
+use burn::tensor::Tensor;
+use deme_diffusion::{Denoiser, NoiseSchedule, PredictionType, ScheduleError, UNet2DModel};
+use deme_nn::{AdamW, Gradients, with_gradients};
+
+use crate::consistency_loss::consistency_loss;
+use crate::diffusion_loss::{batch_weights, diffusion_loss};
+use crate::ema::Ema;
+use crate::finetune_config::FinetuneConfig;
+use crate::micro_batch::MicroBatch;
+
+/// A model in training with all that changes from step to step.
+#[derive(Debug, Clone)]
+pub struct Finetuner {
+    config: FinetuneConfig,
+    schedule: NoiseSchedule,
+    prediction: PredictionType,
+    teacher: Option<UNet2DModel>,
+    pub(crate) student: UNet2DModel,
+    pub(crate) ema: Option<Ema<UNet2DModel>>,
+    pub(crate) optimizer: AdamW,
+    pub(crate) iteration: u64,
+}
+
+/// What one step measured, on the model before the step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Mean (weighted) squared error of the prediction.
+    pub diffusion_loss: f64,
+    /// Mean squared distance from the teacher's prediction, before its weight; none without a teacher.
+    pub consistency_loss: Option<f64>,
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of this step.
+    pub learning_rate: f64,
+    /// Decay of this step's update of the moving average, where there is one.
+    pub ema_decay: Option<f64>,
+}
+
+/// Why a step was not taken. The weights are those before the step.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum StepError {
+    /// NaN or infinity in a loss.
+    #[error(
+        "the loss is not finite in iteration {iteration}: diffusion loss {diffusion_loss}, consistency loss \
+         {consistency_loss:?}. Lower `learning_rate`, add `lr_schedule.warmup_iterations`, or set \
+         `max_grad_norm`; a loss weighting that grows without bound at low signal (`snr_plus_one`, \
+         `truncated_snr`) can do this too"
+    )]
+    NonFiniteLoss {
+        /// The iteration, from 1.
+        iteration: u64,
+        /// The diffusion loss.
+        diffusion_loss: f64,
+        /// The consistency loss.
+        consistency_loss: Option<f64>,
+    },
+    /// NaN or infinity in the gradient.
+    #[error(
+        "the gradient's norm is {grad_norm} in iteration {iteration} (diffusion loss {diffusion_loss}). \
+         Lower `learning_rate` or add `lr_schedule.warmup_iterations`"
+    )]
+    NonFiniteGradient {
+        /// The iteration, from 1.
+        iteration: u64,
+        /// The norm.
+        grad_norm: f64,
+        /// The diffusion loss.
+        diffusion_loss: f64,
+    },
+    /// Timesteps outside the schedule, or images and noise that do not belong together.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+}
+
+impl Finetuner {
+    /// Starts at `student` (which carries its channel projections already), with `teacher` frozen. Without a
+    /// teacher, or with a consistency weight of 0, there is no consistency loss.
+    pub fn new(
+        config: &FinetuneConfig,
+        student: UNet2DModel,
+        teacher: Option<&UNet2DModel>,
+        schedule: &NoiseSchedule,
+        prediction: PredictionType,
+    ) -> Self {
+        Self {
+            schedule: schedule.clone(),
+            prediction,
+            teacher: teacher.filter(|_| config.consistency_weight > 0.0).cloned(),
+            ema: config.ema.enabled.then(|| Ema::new(config.ema, student.clone())),
+            student,
+            optimizer: AdamW::new(config.optimizer),
+            iteration: 0,
+            config: config.clone(),
+        }
+    }
+
+    /// One optimiser step on the mean gradient of `micro_batches` (at least one, all of one size).
+    ///
+    /// # Errors
+    /// [`StepError`] when a loss or the gradient is not finite, or a micro-batch is ill-formed. The model is
+    /// then as it was.
+    pub fn step(
+        &mut self,
+        micro_batches: impl IntoIterator<Item = MicroBatch>,
+    ) -> Result<StepReport, StepError> {
+        let iteration = self.iteration + 1;
+        let mut gradients: Option<Gradients> = None;
+        let (mut count, mut diffusion_sum, mut consistency_sum) = (0.0, 0.0, None);
+        for micro_batch in micro_batches {
+            let losses = self.losses_and_gradients(micro_batch)?;
+            count += 1.0;
+            diffusion_sum += losses.diffusion;
+            if let Some(loss) = losses.consistency {
+                *consistency_sum.get_or_insert(0.0) += loss;
+            }
+            gradients = Some(match gradients {
+                None => losses.gradients,
+                Some(sum) => sum.add(losses.gradients),
+            });
+        }
+        let gradients = gradients.expect("a step has at least one micro-batch");
+        let diffusion_loss = diffusion_sum / count;
+        let consistency_loss = consistency_sum.map(|sum: f64| sum / count);
+        if !(diffusion_loss.is_finite() && consistency_loss.is_none_or(f64::is_finite)) {
+            return Err(StepError::NonFiniteLoss { iteration, diffusion_loss, consistency_loss });
+        }
+
+        // The mean's norm, and one factor for the mean and the clipping together.
+        let grad_norm = gradients.norm() / count;
+        if !grad_norm.is_finite() {
+            return Err(StepError::NonFiniteGradient { iteration, grad_norm, diffusion_loss });
+        }
+        let scale = clip_factor(grad_norm, self.config.max_grad_norm) / count;
+
+        let learning_rate = self.config.learning_rate_at(self.iteration);
+        let student = self.student.clone();
+        self.student = self.optimizer.step(student, gradients, learning_rate, scale);
+        let ema_decay = self.ema.as_mut().map(|ema| ema.update(&self.student));
+        self.iteration = iteration;
+        Ok(StepReport { diffusion_loss, consistency_loss, grad_norm, learning_rate, ema_decay })
+    }
+
+    /// `|target - student(x_t, t)|^2 + weight |teacher(x_t, t) - student(x_t, t)|^2` and its gradient.
+    fn losses_and_gradients(&self, micro_batch: MicroBatch) -> Result<Losses, StepError> {
+        let MicroBatch { x_0, eps, t } = micro_batch;
+        let device = x_0.device();
+        let x_t = self.schedule.add_noise(x_0.clone(), eps.clone(), &t)?;
+        let target = self.prediction.target(x_0, eps, &self.schedule.rates(&t, &device)?);
+        let weights = batch_weights(
+            self.config.loss_weighting,
+            self.prediction,
+            &self.schedule,
+            &t,
+            &device,
+        )?;
+
+        let live = with_gradients(&self.student);
+        let prediction = live.forward(x_t.clone(), &t);
+        let diffusion = diffusion_loss(prediction.clone(), target, weights);
+        let consistency = self.teacher.as_ref().map(|teacher| {
+            let teacher: &dyn Denoiser = teacher;
+            consistency_loss(teacher, prediction, x_t, &t)
+        });
+        let total = match &consistency {
+            None => diffusion.clone(),
+            Some(loss) => diffusion.clone() + loss.clone() * self.config.consistency_weight,
+        };
+        Ok(Losses {
+            diffusion: scalar(diffusion),
+            consistency: consistency.map(scalar),
+            gradients: Gradients::of(&total, &live),
+        })
+    }
+
+    /// The model in training, with its channel projections.
+    pub fn student(&self) -> &UNet2DModel {
+        &self.student
+    }
+
+    /// Its moving average, where there is one.
+    pub fn ema(&self) -> Option<&Ema<UNet2DModel>> {
+        self.ema.as_ref()
+    }
+
+    /// Steps taken.
+    pub fn iteration(&self) -> u64 {
+        self.iteration
+    }
+
+    /// What finetuning results in: the moving average, or without one the student.
+    pub fn result(&self) -> &UNet2DModel {
+        self.ema.as_ref().map_or(&self.student, Ema::model)
+    }
+}
+
+struct Losses {
+    diffusion: f64,
+    consistency: Option<f64>,
+    gradients: Gradients,
+}
+
+/// The factor that brings a gradient of this norm down to `max_norm` (0: no clipping), as
+/// `torch.nn.utils.clip_grad_norm_` computes it.
+fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
+}
+
+fn scalar(loss: Tensor<1>) -> f64 {
+    f64::from(loss.without_autodiff().into_scalar::<f32>())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::test_models::{images, schedule, tiny_config, tiny_unet};
+    use burn::tensor::Device;
+    use deme_nn::to_state_dict;
+
+    fn micro_batch(seed: u64) -> MicroBatch {
+        let device = Device::flex();
+        MicroBatch {
+            x_0: images(2, seed, &device).clamp(-1.0, 1.0),
+            eps: images(2, seed + 1000, &device),
+            t: vec![(seed as usize * 37) % 1000, 500],
+        }
+    }
+
+    fn finetuner(config: &FinetuneConfig, with_teacher: bool) -> Finetuner {
+        let device = Device::flex();
+        let (student, teacher) = (tiny_unet(1, &device), tiny_unet(2, &device));
+        let teacher = with_teacher.then_some(&teacher);
+        Finetuner::new(config, student, teacher, &schedule(), PredictionType::Epsilon)
+    }
+
+    fn largest_difference(a: &UNet2DModel, b: &UNet2DModel) -> f32 {
+        let (a, b) = (to_state_dict(a), to_state_dict(b));
+        let pairs = a
+            .iter()
+            .zip(b.iter())
+            .flat_map(|((_, a), (_, b))| a.to_f32().unwrap().into_iter().zip(b.to_f32().unwrap()));
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn the_loss_falls_on_a_batch_seen_again_and_again() {
+        let config = FinetuneConfig { learning_rate: 1e-3, ..tiny_config() };
+        let mut finetuner = finetuner(&config, false);
+        let losses: Vec<f64> =
+            (0..15).map(|_| finetuner.step([micro_batch(1)]).unwrap().diffusion_loss).collect();
+        assert!(losses[14] < 0.9 * losses[0], "{losses:?}");
+    }
+
+    #[test]
+    fn accumulated_micro_batches_make_the_step_of_one_large_batch() {
+        let config = tiny_config();
+        let (mut one, mut two) = (finetuner(&config, true), finetuner(&config, true));
+        let parts = [micro_batch(1), micro_batch(2)];
+        let cat =
+            |part: fn(&MicroBatch) -> Tensor<4>| Tensor::cat(parts.iter().map(part).collect(), 0);
+        let whole = MicroBatch {
+            x_0: cat(|b| b.x_0.clone()),
+            eps: cat(|b| b.eps.clone()),
+            t: parts.iter().flat_map(|b| b.t.clone()).collect(),
+        };
+        let a = one.step([whole]).unwrap();
+        let b = two.step(parts).unwrap();
+        assert!((a.diffusion_loss - b.diffusion_loss).abs() < 1e-5);
+        assert!((a.consistency_loss.unwrap() - b.consistency_loss.unwrap()).abs() < 1e-5);
+        assert!((a.grad_norm - b.grad_norm).abs() < 1e-4 * a.grad_norm);
+    }
+
+    #[test]
+    fn without_consistency_weight_no_teacher_is_evaluated() {
+        let config = FinetuneConfig { consistency_weight: 0.0, ..tiny_config() };
+        let (mut with, mut without) = (finetuner(&config, true), finetuner(&config, false));
+        let report = with.step([micro_batch(3)]).unwrap();
+        assert_eq!(report.consistency_loss, None);
+        assert_eq!(without.step([micro_batch(3)]).unwrap(), report);
+        assert_eq!(largest_difference(with.student(), without.student()), 0.0);
+    }
+
+    #[test]
+    fn a_student_that_is_its_teacher_has_no_consistency_loss_to_begin_with() {
+        let device = Device::flex();
+        let model = tiny_unet(1, &device);
+        for placement in ["none", "block", "folded"] {
+            let placement = serde_json::from_str(&format!("\"{placement}\"")).unwrap();
+            let student = model.clone().with_projection(placement).unwrap();
+            let mut finetuner = Finetuner::new(
+                &tiny_config(),
+                student,
+                Some(&model),
+                &schedule(),
+                PredictionType::Epsilon,
+            );
+            let first = finetuner.step([micro_batch(1)]).unwrap().consistency_loss.unwrap();
+            let second = finetuner.step([micro_batch(2)]).unwrap().consistency_loss.unwrap();
+            assert!(first < 1e-9, "{first}");
+            assert!(second > first);
+        }
+    }
+
+    #[test]
+    fn gradients_are_clipped_to_the_norm_as_pytorch_does() {
+        assert_eq!(clip_factor(3.0, 0.0), 1.0);
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+        assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+    }
+
+    #[test]
+    fn every_prediction_type_learns() {
+        let config = FinetuneConfig { learning_rate: 1e-3, ..tiny_config() };
+        for prediction in
+            [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction]
+        {
+            let student = tiny_unet(1, &Device::flex());
+            let mut finetuner = Finetuner::new(&config, student, None, &schedule(), prediction);
+            let losses: Vec<f64> =
+                (0..10).map(|_| finetuner.step([micro_batch(1)]).unwrap().diffusion_loss).collect();
+            assert!(losses[9] < losses[0], "{prediction:?} {losses:?}");
+        }
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_is_an_error_that_names_the_iteration() {
+        let mut finetuner = finetuner(&tiny_config(), false);
+        finetuner.step([micro_batch(1)]).unwrap();
+        let before = to_state_dict(finetuner.student()).content_hash();
+        let mut broken = micro_batch(2);
+        broken.x_0 = broken.x_0 * f32::NAN;
+        let error = finetuner.step([broken]).unwrap_err();
+        assert!(matches!(error, StepError::NonFiniteLoss { iteration: 2, .. }), "{error}");
+        assert!(error.to_string().contains("learning_rate"));
+        assert_eq!(to_state_dict(finetuner.student()).content_hash(), before);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_an_error_that_names_the_iteration() {
+        // The loss, a mean of squares near 1e36, is finite; its gradient's squared norm is not.
+        let mut finetuner = finetuner(&tiny_config(), false);
+        let mut huge = micro_batch(2);
+        huge.eps = huge.eps * 0.0 + 1e18;
+        huge.t = vec![0, 0];
+        let error = finetuner.step([huge]).unwrap_err();
+        assert!(matches!(error, StepError::NonFiniteGradient { iteration: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn timesteps_outside_the_schedule_are_an_error() {
+        let mut finetuner = finetuner(&tiny_config(), false);
+        let outside = MicroBatch { t: vec![0, 1000], ..micro_batch(1) };
+        let error = finetuner.step([outside]).unwrap_err();
+        assert!(matches!(error, StepError::Schedule(_)), "{error}");
+    }
+}
