@@ -119,10 +119,7 @@ impl DataSet {
     /// [`DataError`]: whatever can be known to be wrong without decoding.
     pub fn open(config: &DataConfig) -> Result<Self, DataError> {
         let (source, examples) = match config {
-            DataConfig::Imagefolder {
-                path,
-                caption_field,
-            } => {
+            DataConfig::Imagefolder { path, caption_field } => {
                 let (folder, examples) = Imagefolder::open(path, caption_field)?;
                 (Source::Imagefolder(folder), examples)
             }
@@ -130,11 +127,7 @@ impl DataSet {
                 let (cifar10, examples) = Cifar10::open(path, *split)?;
                 (Source::Cifar10(cifar10), examples)
             }
-            DataConfig::Parquet {
-                path,
-                image_column,
-                caption_column,
-            } => {
+            DataConfig::Parquet { path, image_column, caption_column } => {
                 let (parquet, examples) =
                     ParquetPictures::open(path, image_column, caption_column.as_deref())?;
                 (Source::Parquet(parquet), examples)
@@ -168,9 +161,7 @@ impl DataSet {
 
     /// True when every picture has a caption.
     pub fn has_captions(&self) -> bool {
-        self.examples
-            .iter()
-            .all(|example| example.caption.is_some())
+        self.examples.iter().all(|example| example.caption.is_some())
     }
 
     /// SHA-256, in hexadecimal, over the stored bytes and the captions of all pictures in order:
@@ -235,9 +226,7 @@ impl DataSet {
             }
         }
         broken.into_result()?;
-        Err(DataError::Empty {
-            what: example.name.clone(),
-        })
+        Err(DataError::Empty { what: example.name.clone() })
     }
 
     /// Decodes and prepares all pictures, in parallel; the result does not depend on the number of
@@ -290,9 +279,7 @@ impl DataSet {
 
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> {
         let len = self.len();
-        (0..len)
-            .step_by(CHUNK)
-            .map(move |start| start..(start + CHUNK).min(len))
+        (0..len).step_by(CHUNK).map(move |start| start..(start + CHUNK).min(len))
     }
 
     /// Reads pictures as they are stored; shapes are drawn at `resolution`.
@@ -329,20 +316,13 @@ struct BrokenPictures {
 
 impl BrokenPictures {
     fn new(total: usize) -> Self {
-        Self {
-            total,
-            count: 0,
-            listed: Vec::new(),
-        }
+        Self { total, count: 0, listed: Vec::new() }
     }
 
     fn push(&mut self, example: &Example, source: PictureError) {
         self.count += 1;
         if self.listed.len() < LISTED_BROKEN_PICTURES {
-            self.listed.push(BrokenPicture {
-                name: example.name.clone(),
-                source,
-            });
+            self.listed.push(BrokenPicture { name: example.name.clone(), source });
         }
     }
 
@@ -350,11 +330,7 @@ impl BrokenPictures {
         if self.count == 0 {
             return Ok(());
         }
-        Err(DataError::BrokenPictures {
-            count: self.count,
-            total: self.total,
-            broken: self.listed,
-        })
+        Err(DataError::BrokenPictures { count: self.count, total: self.total, broken: self.listed })
     }
 }
 
@@ -435,12 +411,7 @@ impl PreparedImages {
         let mut batch = vec![0.0; indices.len() * self.image_len()];
         let targets = batch.chunks_exact_mut(self.image_len());
         for ((&index, &flip), target) in indices.iter().zip(flips).zip(targets) {
-            write_signed(
-                self.image_bytes(index),
-                self.resolution as usize,
-                flip,
-                target,
-            );
+            write_signed(self.image_bytes(index), self.resolution as usize, flip, target);
         }
         batch
     }
@@ -465,11 +436,7 @@ impl PreparedImages {
     pub fn select(&self, indices: &[usize]) -> Self {
         Self {
             resolution: self.resolution,
-            images: indices
-                .iter()
-                .flat_map(|&index| self.image_bytes(index))
-                .copied()
-                .collect(),
+            images: indices.iter().flat_map(|&index| self.image_bytes(index)).copied().collect(),
             captions: indices.iter().map(|&i| self.captions[i].clone()).collect(),
             names: indices.iter().map(|&i| self.names[i].clone()).collect(),
         }

@@ -342,6 +342,12 @@ pub enum PictureError {
         /// The most pixels that are decoded.
         limit: u64,
     },
+    /// The decoder would need more memory than any picture here does.
+    #[error("would take more than {limit} bytes of memory to decode, which is refused")]
+    TooMuchMemory {
+        /// The most bytes a decoder may take.
+        limit: u64,
+    },
 }
 
 fn list_broken(broken: &[BrokenPicture], count: usize) -> String {
@@ -358,9 +364,5 @@ pub(crate) fn io_error(
     path: &std::path::Path,
 ) -> impl FnOnce(std::io::Error) -> DataError {
     let path = path.to_path_buf();
-    move |source| DataError::Io {
-        action,
-        path,
-        source,
-    }
+    move |source| DataError::Io { action, path, source }
 }

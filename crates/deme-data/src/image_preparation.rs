@@ -70,54 +70,49 @@ impl Preparation {
         if (1..=Self::MAX_RESOLUTION).contains(&self.resolution) {
             Ok(())
         } else {
-            Err(DataError::BadResolution {
-                resolution: self.resolution,
-                max: Self::MAX_RESOLUTION,
-            })
+            Err(DataError::BadResolution { resolution: self.resolution, max: Self::MAX_RESOLUTION })
         }
     }
 
     /// One picture prepared: `[resolution, resolution, 3]` bytes.
+    ///
+    /// # Panics
+    /// When the picture has no pixels.
     pub fn prepare(&self, picture: &Picture) -> Picture {
         if self.center_crop {
             prepare_square(picture, self.resolution, self.interpolation)
         } else {
-            resize_rgb(
-                picture,
-                self.resolution,
-                self.resolution,
-                self.interpolation,
-            )
+            resize_rgb(picture, self.resolution, self.resolution, self.interpolation)
         }
     }
 }
 
 /// Resizes a picture to `width` x `height`, as PIL's `Image.resize`.
+///
+/// # Panics
+/// When the picture has no pixels, or not as many as it says.
 pub fn resize_rgb(picture: &Picture, width: u32, height: u32, filter: Interpolation) -> Picture {
-    let columns = AxisWindow {
-        resized: u64::from(width),
-        kept: 0..u64::from(width),
-    };
-    let rows = AxisWindow {
-        resized: u64::from(height),
-        kept: 0..u64::from(height),
-    };
+    let columns = AxisWindow { resized: u64::from(width), kept: 0..u64::from(width) };
+    let rows = AxisWindow { resized: u64::from(height), kept: 0..u64::from(height) };
     resize_window(picture, &columns, &rows, filter)
 }
 
 /// Resizes the shorter side of a picture to `size`, as torchvision's `Resize(size)`: the longer side
 /// becomes `size * longer / shorter`, rounded down.
+///
+/// # Panics
+/// When the picture has no pixels, or not as many as it says.
 pub fn resize_shorter_side(picture: &Picture, size: u32, filter: Interpolation) -> Picture {
     let (width, height) = shorter_side_to(picture, size);
-    let whole = |resized: u64| AxisWindow {
-        resized,
-        kept: 0..resized,
-    };
+    let whole = |resized: u64| AxisWindow { resized, kept: 0..resized };
     resize_window(picture, &whole(width), &whole(height), filter)
 }
 
 /// Resizes the shorter side to `size` and cuts out the middle `size` x `size`, as torchvision's
 /// `Resize(size)` and `CenterCrop(size)`. Only the part that is kept is computed.
+///
+/// # Panics
+/// When the picture has no pixels, or not as many as it says.
 pub fn prepare_square(picture: &Picture, size: u32, filter: Interpolation) -> Picture {
     let (width, height) = shorter_side_to(picture, size);
     resize_window(
@@ -130,12 +125,9 @@ pub fn prepare_square(picture: &Picture, size: u32, filter: Interpolation) -> Pi
 
 fn shorter_side_to(picture: &Picture, size: u32) -> (u64, u64) {
     let (width, height) = (u64::from(picture.width), u64::from(picture.height));
+    assert!(width > 0 && height > 0, "{}: no pixels", picture.name);
     let size = u64::from(size);
-    if width <= height {
-        (size, size * height / width)
-    } else {
-        (size * width / height, size)
-    }
+    if width <= height { (size, size * height / width) } else { (size * width / height, size) }
 }
 
 /// One axis of a resized picture, of which only a part is computed.
@@ -155,10 +147,7 @@ impl AxisWindow {
             3 => margin / 2 + 1,
             _ => margin / 2,
         };
-        Self {
-            resized,
-            kept: start..start + u64::from(size),
-        }
+        Self { resized, kept: start..start + u64::from(size) }
     }
 }
 
@@ -179,16 +168,19 @@ fn resize_window(
     rows: &AxisWindow,
     filter: Interpolation,
 ) -> Picture {
+    let (width, height) = (picture.width as usize, picture.height as usize);
+    assert!(
+        width > 0 && height > 0 && picture.pixels.len() == 3 * width * height,
+        "{}: a {width}x{height} picture of {} bytes cannot be resized",
+        picture.name,
+        picture.pixels.len()
+    );
     let column_taps = axis_taps(picture.width, columns, filter);
     let row_taps = axis_taps(picture.height, rows, filter);
     // Only the rows that the vertical pass will read go through the horizontal one.
     let first_row = row_taps.iter().map(|taps| taps.start).min().unwrap_or(0);
-    let end_row = row_taps
-        .iter()
-        .map(|taps| taps.start + taps.weights.len())
-        .max()
-        .unwrap_or(0);
-    let row_bytes = 3 * picture.width as usize;
+    let end_row = row_taps.iter().map(|taps| taps.start + taps.weights.len()).max().unwrap_or(0);
+    let row_bytes = 3 * width;
     let source = &picture.pixels[first_row * row_bytes..end_row * row_bytes];
     let narrowed = resize_rows(source, row_bytes, &column_taps);
     let pixels = resize_columns(&narrowed, 3 * column_taps.len(), first_row, &row_taps);
@@ -250,10 +242,7 @@ fn axis_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps>
         return window
             .kept
             .clone()
-            .map(|position| Taps {
-                start: position as usize,
-                weights: one.clone(),
-            })
+            .map(|position| Taps { start: position as usize, weights: one.clone() })
             .collect();
     }
     let scale = f64::from(size) / window.resized as f64;
@@ -271,10 +260,7 @@ fn axis_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps>
                 .map(|input| filter.weight((input as f64 - center + 0.5) / filter_scale))
                 .collect();
             let total: f64 = weights.iter().sum();
-            let weights = weights
-                .iter()
-                .map(|weight| fixed_point(weight / total))
-                .collect();
+            let weights = weights.iter().map(|weight| fixed_point(weight / total)).collect();
             Taps { start, weights }
         })
         .collect()

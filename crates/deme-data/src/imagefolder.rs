@@ -42,9 +42,7 @@ impl Imagefolder {
         let mut names = BTreeSet::new();
         find_pictures(&root, &root, &mut names)?;
         if names.is_empty() {
-            return Err(DataError::NoPictures {
-                path: folder.to_path_buf(),
-            });
+            return Err(DataError::NoPictures { path: folder.to_path_buf() });
         }
         let metadata = folder.join(METADATA);
         let mut captions = if metadata.is_file() {
@@ -55,10 +53,7 @@ impl Imagefolder {
         let paths = names.iter().map(|name| root.join(name)).collect();
         let examples = names
             .into_iter()
-            .map(|name| Example {
-                caption: captions.remove(&name),
-                name,
-            })
+            .map(|name| Example { caption: captions.remove(&name), name })
             .collect();
         Ok((Self { paths }, examples))
     }
@@ -77,19 +72,13 @@ impl Imagefolder {
 /// Refuses a path that is not there or not a folder.
 pub(crate) fn require_folder(path: &Path, expected: &'static str) -> Result<(), DataError> {
     let metadata = fs::metadata(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => DataError::Missing {
-            path: path.to_path_buf(),
-            expected,
-        },
+        std::io::ErrorKind::NotFound => DataError::Missing { path: path.to_path_buf(), expected },
         _ => io_error("read", path)(source),
     })?;
     if metadata.is_dir() {
         Ok(())
     } else {
-        Err(DataError::NotAFolder {
-            path: path.to_path_buf(),
-            expected,
-        })
+        Err(DataError::NotAFolder { path: path.to_path_buf(), expected })
     }
 }
 
@@ -115,7 +104,8 @@ fn find_pictures(
         if is_misplaced_metadata || OTHER_METADATA.iter().any(|other| file_name == *other) {
             return Err(DataError::UnsupportedMetadata { path });
         }
-        if !has_picture_ending(&path) {
+        let can_be_read = file_type.is_file() || file_type.is_symlink();
+        if !can_be_read || !has_picture_ending(&path) {
             continue;
         }
         let name = relative_name(root, &path)?;
@@ -140,24 +130,14 @@ fn find_pictures(
 fn has_picture_ending(path: &Path) -> bool {
     path.extension()
         .and_then(|ending| ending.to_str())
-        .is_some_and(|ending| {
-            ENDINGS
-                .iter()
-                .any(|known| ending.eq_ignore_ascii_case(known))
-        })
+        .is_some_and(|ending| ENDINGS.iter().any(|known| ending.eq_ignore_ascii_case(known)))
 }
 
 fn relative_name(root: &Path, path: &Path) -> Result<String, DataError> {
     let relative = path.strip_prefix(root).unwrap_or(path);
-    let parts: Option<Vec<&str>> = relative
-        .components()
-        .map(|component| component.as_os_str().to_str())
-        .collect();
-    Ok(parts
-        .ok_or_else(|| DataError::NameNotUnicode {
-            path: path.to_path_buf(),
-        })?
-        .join("/"))
+    let parts: Option<Vec<&str>> =
+        relative.components().map(|component| component.as_os_str().to_str()).collect();
+    Ok(parts.ok_or_else(|| DataError::NameNotUnicode { path: path.to_path_buf() })?.join("/"))
 }
 
 /// The captions by picture name; pictures whose line has none are left out.
@@ -173,11 +153,8 @@ fn read_captions(
     let mut fields: BTreeSet<String> = BTreeSet::new();
     for (index, bytes) in bytes.split(|&byte| byte == b'\n').enumerate() {
         let line = index + 1;
-        let bad_line = |reason: String| DataError::BadMetadataLine {
-            path: path.to_path_buf(),
-            line,
-            reason,
-        };
+        let bad_line =
+            |reason: String| DataError::BadMetadataLine { path: path.to_path_buf(), line, reason };
         let text = std::str::from_utf8(bytes)
             .map_err(|error| bad_line(format!("it is not valid UTF-8 ({error})")))?
             .trim_start_matches('\u{feff}')
@@ -219,9 +196,7 @@ fn read_captions(
             }
             None | Some(Value::Null) => {}
             Some(other) => {
-                return Err(bad_line(format!(
-                    "`{caption_field}` is {other}, not a string"
-                )));
+                return Err(bad_line(format!("`{caption_field}` is {other}, not a string")));
             }
         }
         fields.extend(entry.keys().cloned());
@@ -239,11 +214,8 @@ fn read_captions(
             },
         });
     }
-    let unnamed: Vec<&str> = names
-        .iter()
-        .filter(|name| !first_lines.contains_key(*name))
-        .map(String::as_str)
-        .collect();
+    let unnamed: Vec<&str> =
+        names.iter().filter(|name| !first_lines.contains_key(*name)).map(String::as_str).collect();
     if !unnamed.is_empty() {
         return Err(DataError::UnnamedPictures {
             path: path.to_path_buf(),

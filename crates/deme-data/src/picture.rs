@@ -35,12 +35,7 @@ impl Picture {
     ) -> Result<Self, DataError> {
         let name = name.into();
         check_pixel_count(&name, width, height, pixels.len())?;
-        Ok(Self {
-            name,
-            width,
-            height,
-            pixels,
-        })
+        Ok(Self { name, width, height, pixels })
     }
 
     /// A picture of one colour.
@@ -67,11 +62,7 @@ impl Picture {
         let name = name.into();
         check_pixel_count(&name, width, height, image_signed.len())?;
         if let Some(index) = image_signed.iter().position(|value| !value.is_finite()) {
-            return Err(DataError::NonFinitePixel {
-                name,
-                index,
-                value: image_signed[index],
-            });
+            return Err(DataError::NonFinitePixel { name, index, value: image_signed[index] });
         }
         let plane = width as usize * height as usize;
         let mut pixels = vec![0; 3 * plane];
@@ -81,12 +72,7 @@ impl Picture {
                 pixels[3 * position + channel] = (unit * 255.0).round_ties_even() as u8;
             }
         }
-        Ok(Self {
-            name,
-            width,
-            height,
-            pixels,
-        })
+        Ok(Self { name, width, height, pixels })
     }
 
     /// The picture as values in [-1, 1]: `(x / 255 - 0.5) / 0.5`, torchvision's `ToTensor` and
@@ -103,10 +89,7 @@ impl Picture {
     ///
     /// # Errors  [`DataError::Encode`] for a picture without pixels
     pub fn to_png(&self) -> Result<Vec<u8>, DataError> {
-        let encode_error = |reason: String| DataError::Encode {
-            name: self.name.clone(),
-            reason,
-        };
+        let encode_error = |reason: String| DataError::Encode { name: self.name.clone(), reason };
         check_pixel_count(&self.name, self.width, self.height, self.pixels.len())?;
         if self.pixels.is_empty() {
             return Err(encode_error("it has no pixels".to_owned()));
@@ -171,12 +154,7 @@ pub fn grid(
                 first.name, first.width, first.height, picture.name, picture.width, picture.height
             ));
         }
-        check_pixel_count(
-            &picture.name,
-            picture.width,
-            picture.height,
-            picture.pixels.len(),
-        )?;
+        check_pixel_count(&picture.name, picture.width, picture.height, picture.pixels.len())?;
     }
     let columns = columns.min(pictures.len());
     let rows = pictures.len().div_ceil(columns);

@@ -17,6 +17,9 @@ use crate::picture::Picture;
 /// The most pixels a picture may have: 2^27, some 134 million.
 pub const MAX_PIXELS: u64 = 1 << 27;
 
+/// The most memory a decoder may take: 16 bytes for each of [`MAX_PIXELS`].
+const MAX_DECODER_BYTES: u64 = 16 * MAX_PIXELS;
+
 /// Reads and decodes a picture file.
 ///
 /// # Errors  [`PictureError`]
@@ -38,21 +41,15 @@ pub fn decode_picture(name: impl Into<String>, bytes: &[u8]) -> Result<Picture, 
     }
     // Our own limit is on pixels; this one only stops decoders from taking far more than those need.
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(16 * MAX_PIXELS);
+    limits.max_alloc = Some(MAX_DECODER_BYTES);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
-        return Err(PictureError::TooManyPixels {
-            width,
-            height,
-            limit: MAX_PIXELS,
-        });
+        return Err(PictureError::TooManyPixels { width, height, limit: MAX_PIXELS });
     }
     // A picture whose EXIF data cannot be read is shown as it is stored, as viewers do.
-    let orientation = decoder
-        .orientation()
-        .unwrap_or(image::metadata::Orientation::NoTransforms);
+    let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     decoded.apply_orientation(orientation);
     Ok(Picture {
@@ -64,8 +61,9 @@ pub fn decode_picture(name: impl Into<String>, bytes: &[u8]) -> Result<Picture, 
 }
 
 fn damaged(error: image::ImageError) -> PictureError {
-    PictureError::Damaged {
-        reason: error.to_string(),
+    match error {
+        image::ImageError::Limits(_) => PictureError::TooMuchMemory { limit: MAX_DECODER_BYTES },
+        other => PictureError::Damaged { reason: other.to_string() },
     }
 }
 
@@ -84,14 +82,12 @@ fn rgb_bytes(decoded: DynamicImage) -> Vec<u8> {
         DynamicImage::ImageLumaA8(grey) => {
             grey.pixels().flat_map(|pixel| [pixel.0[0]; 3]).collect()
         }
-        DynamicImage::ImageLuma16(grey) => grey
-            .pixels()
-            .flat_map(|pixel| [high_byte(pixel.0[0]); 3])
-            .collect(),
-        DynamicImage::ImageLumaA16(grey) => grey
-            .pixels()
-            .flat_map(|pixel| [high_byte(pixel.0[0]); 3])
-            .collect(),
+        DynamicImage::ImageLuma16(grey) => {
+            grey.pixels().flat_map(|pixel| [high_byte(pixel.0[0]); 3]).collect()
+        }
+        DynamicImage::ImageLumaA16(grey) => {
+            grey.pixels().flat_map(|pixel| [high_byte(pixel.0[0]); 3]).collect()
+        }
         DynamicImage::ImageRgb16(rgb) => rgb.into_raw().into_iter().map(high_byte).collect(),
         DynamicImage::ImageRgba16(rgba) => rgba
             .pixels()
@@ -128,9 +124,5 @@ fn check_jpeg_is_whole(bytes: &[u8]) -> Result<(), PictureError> {
         }
     }
     let scan = bytes.get(position..).ok_or_else(truncated)?;
-    if scan.windows(2).any(|pair| pair == END_OF_IMAGE) {
-        Ok(())
-    } else {
-        Err(truncated())
-    }
+    if scan.windows(2).any(|pair| pair == END_OF_IMAGE) { Ok(()) } else { Err(truncated()) }
 }

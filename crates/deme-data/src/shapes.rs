@@ -29,9 +29,7 @@ pub(crate) struct Shapes {
 impl Shapes {
     pub(crate) fn open(count: usize, seed: u64) -> Result<(Self, Vec<Example>), DataError> {
         if count == 0 {
-            return Err(DataError::Empty {
-                what: "`shapes` with `count = 0`".to_owned(),
-            });
+            return Err(DataError::Empty { what: "`shapes` with `count = 0`".to_owned() });
         }
         let examples = (0..count)
             .map(|index| Example {
@@ -126,24 +124,15 @@ const COLOURS: [(&str, [f64; 3]); 8] = [
 const BACKGROUNDS: [(&str, [f64; 3]); 4] = [
     ("white", [245.0, 245.0, 245.0]),
     ("beige", [222.0, 205.0, 172.0]),
-    ("grey", [112.0, 116.0, 122.0]),
+    ("grey", [150.0, 154.0, 160.0]),
     ("black", [22.0, 22.0, 28.0]),
 ];
 
-const KINDS: [ShapeKind; 5] = [
-    ShapeKind::Circle,
-    ShapeKind::Square,
-    ShapeKind::Triangle,
-    ShapeKind::Ring,
-    ShapeKind::Cross,
-];
+const KINDS: [ShapeKind; 5] =
+    [ShapeKind::Circle, ShapeKind::Square, ShapeKind::Triangle, ShapeKind::Ring, ShapeKind::Cross];
 
-const RELATIONS: [Relation; 4] = [
-    Relation::LeftOf,
-    Relation::RightOf,
-    Relation::Above,
-    Relation::Below,
-];
+const RELATIONS: [Relation; 4] =
+    [Relation::LeftOf, Relation::RightOf, Relation::Above, Relation::Below];
 
 /// Two shapes must fit beside each other: a large one only has a small one next to it.
 const SIZE_PAIRS: [(Size, Size); 6] = [
@@ -156,7 +145,7 @@ const SIZE_PAIRS: [(Size, Size); 6] = [
 ];
 
 /// The least distance of a shape from the border and of two shapes from each other.
-const MARGIN: f64 = 0.03;
+const MARGIN: f64 = 0.02;
 
 impl ShapesScene {
     /// Scene `index` of a seed.
@@ -215,26 +204,13 @@ impl ShapesScene {
         };
         scene.relation = Some(relation);
         scene.add(first_kind, first_size, first_colour, center(0), extents[0]);
-        scene.add(
-            second_kind,
-            second_size,
-            second_colour,
-            center(1),
-            extents[1],
-        );
+        scene.add(second_kind, second_size, second_colour, center(1), extents[1]);
         scene
     }
 
     fn add(&mut self, kind: ShapeKind, size: Size, colour: usize, center: [f64; 2], extent: f64) {
         let (colour_word, colour) = COLOURS[colour];
-        self.shapes.push(PlacedShape {
-            kind,
-            size,
-            colour_word,
-            colour,
-            center,
-            extent,
-        });
+        self.shapes.push(PlacedShape { kind, size, colour_word, colour, center, extent });
     }
 
     /// What the picture shows, in words.
@@ -262,10 +238,8 @@ impl ShapesScene {
             let depth = (row as f64 + 0.5) / size as f64;
             for column in 0..size {
                 let mut colour = [0, 1, 2].map(|channel: usize| {
-                    let (top, bottom) = (
-                        self.background_top[channel],
-                        self.background_bottom[channel],
-                    );
+                    let (top, bottom) =
+                        (self.background_top[channel], self.background_bottom[channel]);
                     top + (bottom - top) * depth
                 });
                 for shape in &self.shapes {
@@ -277,12 +251,7 @@ impl ShapesScene {
                 pixels.extend(colour.map(|value| value.clamp(0.0, 255.0).round() as u8));
             }
         }
-        Picture {
-            name: name.into(),
-            width: resolution,
-            height: resolution,
-            pixels,
-        }
+        Picture { name: name.into(), width: resolution, height: resolution, pixels }
     }
 }
 
@@ -301,12 +270,9 @@ fn keep_inside(center: f64, extent: f64) -> f64 {
 
 impl PlacedShape {
     fn words(&self) -> String {
-        format!(
-            "a {}{} {}",
-            self.size.words(),
-            self.colour_word,
-            self.kind.word()
-        )
+        let words = format!("{}{} {}", self.size.words(), self.colour_word, self.kind.word());
+        let article = if words.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        format!("{article} {words}")
     }
 
     /// The part of a pixel the shape covers, from 0 to 1.
@@ -368,7 +334,7 @@ impl Size {
 
     fn extent(self, draws: &mut RandomDraws) -> f64 {
         let middle = match self {
-            Self::Small => 0.29,
+            Self::Small => 0.31,
             Self::Medium => 0.40,
             Self::Large => 0.56,
         };

@@ -25,11 +25,7 @@ pub struct SplitConfig {
 impl Default for SplitConfig {
     /// A tenth to the search, a tenth to the report.
     fn default() -> Self {
-        Self {
-            search: Share::Fraction(0.1),
-            report: Share::Fraction(0.1),
-            seed: 0,
-        }
+        Self { search: Share::Fraction(0.1), report: Share::Fraction(0.1), seed: 0 }
     }
 }
 

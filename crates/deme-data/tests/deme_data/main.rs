@@ -1,0 +1,14 @@
+//! The data rooms from outside: reference numbers, files made on the spot, every error.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod cifar10;
+mod decoding;
+mod files;
+mod fixtures;
+mod imagefolder;
+mod order_and_split;
+mod parquet_files;
+mod pictures;
+mod preparation;
+mod shapes;
