@@ -403,7 +403,7 @@ impl PreparedImages {
 
     /// Several pictures as values in [-1, 1], mirrored left to right where `flips` says so.
     ///
-    /// # Shapes  flips: [B]; returns [B, 3, resolution, resolution]
+    /// # Shapes  flips: `[B]`; returns `[B, 3, resolution, resolution]`
     /// # Panics
     /// When one of the pictures does not exist, or `flips` has another length.
     pub fn batch_signed_flipped(&self, indices: &[usize], flips: &[bool]) -> Vec<f32> {
