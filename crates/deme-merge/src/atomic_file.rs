@@ -24,10 +24,7 @@ pub fn write_atomically(
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
     let temporary = temporary_path(path)?;
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(&temporary)?;
+    let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
     let result = write_sync_rename(file, &temporary, path, write);
     if result.is_err() {
         // The first error is the one worth telling.
@@ -93,17 +90,12 @@ fn folder_of(path: &Path) -> &Path {
 fn temporary_path(path: &Path) -> io::Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("{} names no file", path.display()),
-        )
+        io::Error::new(io::ErrorKind::InvalidInput, format!("{} names no file", path.display()))
     })?;
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let process = std::process::id();
-    Ok(folder_of(path).join(format!(
-        ".{}.{process}-{number}{TEMPORARY_SUFFIX}",
-        name.to_string_lossy()
-    )))
+    Ok(folder_of(path)
+        .join(format!(".{}.{process}-{number}{TEMPORARY_SUFFIX}", name.to_string_lossy())))
 }
 
 #[cfg(test)]

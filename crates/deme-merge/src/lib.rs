@@ -8,7 +8,20 @@
 compile_error!("tensor bytes are little endian in every checkpoint format and are used in place");
 
 pub mod atomic_file;
+pub mod merge;
+mod merge_error;
+pub mod merge_method;
+pub mod merge_plan;
 pub mod state_dict;
+pub mod task_vector;
+mod ties;
+pub mod weight_search;
 
 pub use atomic_file::write_atomically;
+pub use merge::merge;
+pub use merge_error::{MergeError, ModelRole, TensorMismatch};
+pub use merge_method::MergeMethod;
+pub use merge_plan::{MergePlan, MergedTensor};
 pub use state_dict::{Dtype, StateDict, StateDictError, StoredTensor};
+pub use task_vector::TaskVector;
+pub use weight_search::{SearchConfig, SearchError, SearchResult, search_weights};

@@ -9,18 +9,9 @@ use proptest::prelude::*;
 
 fn small() -> StateDict {
     let mut state_dict: StateDict = [
-        (
-            "b.weight",
-            StoredTensor::from_f32(vec![2, 2], vec![1.0, -2.0, 0.5, 3.0]),
-        ),
-        (
-            "a.half",
-            StoredTensor::from_f32_as(Dtype::F16, vec![3], &[1.0, 2.0, 0.25]).unwrap(),
-        ),
-        (
-            "c.ids",
-            StoredTensor::new(Dtype::I64, vec![1], 7i64.to_le_bytes().to_vec()).unwrap(),
-        ),
+        ("b.weight", StoredTensor::from_f32(vec![2, 2], vec![1.0, -2.0, 0.5, 3.0])),
+        ("a.half", StoredTensor::from_f32_as(Dtype::F16, vec![3], &[1.0, 2.0, 0.25]).unwrap()),
+        ("c.ids", StoredTensor::new(Dtype::I64, vec![1], 7i64.to_le_bytes().to_vec()).unwrap()),
     ]
     .map(|(name, tensor)| (name.to_string(), tensor))
     .into_iter()
@@ -32,10 +23,8 @@ fn small() -> StateDict {
 #[test]
 fn saving_and_loading_gives_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
-    let (first, second) = (
-        folder.path().join("1.safetensors"),
-        folder.path().join("2.safetensors"),
-    );
+    let (first, second) =
+        (folder.path().join("1.safetensors"), folder.path().join("2.safetensors"));
     small().save(&first).unwrap();
     let loaded = StateDict::load(&first).unwrap();
     loaded.save(&second).unwrap();
@@ -43,10 +32,7 @@ fn saving_and_loading_gives_the_same_bytes() {
     assert_eq!(loaded.metadata()["made_by"], "a test");
     assert_eq!(loaded.metadata()["format"], "pt");
     assert_eq!(loaded.get("c.ids").unwrap().to_i64().unwrap(), [7]);
-    assert_eq!(
-        loaded.get("a.half").unwrap().to_f32().unwrap(),
-        [1.0, 2.0, 0.25]
-    );
+    assert_eq!(loaded.get("a.half").unwrap().to_f32().unwrap(), [1.0, 2.0, 0.25]);
     assert_eq!(loaded.num_parameters(), 8);
     // A mapped file may be saved over itself: the old bytes stay until they are dropped.
     loaded.save(&first).unwrap();
@@ -74,9 +60,7 @@ fn an_empty_state_dict_survives() {
     let path = folder.path().join("x.safetensors");
     StateDict::new().save(&path).unwrap();
     assert!(StateDict::load(&path).unwrap().is_empty());
-    let main = StateDict::new()
-        .save_sharded(folder.path(), "model", 8)
-        .unwrap();
+    let main = StateDict::new().save_sharded(folder.path(), "model", 8).unwrap();
     assert!(StateDict::load(&main).unwrap().is_empty());
 }
 
@@ -112,17 +96,9 @@ fn shards_and_their_index_hold_the_same_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let stem = "diffusion_pytorch_model";
     let index = small().save_sharded(folder.path(), stem, 16).unwrap();
-    assert_eq!(
-        index.file_name().unwrap(),
-        "diffusion_pytorch_model.safetensors.index.json"
-    );
+    assert_eq!(index.file_name().unwrap(), "diffusion_pytorch_model.safetensors.index.json");
     // a.half (6 bytes) | b.weight (16) | c.ids (8)
-    assert!(
-        folder
-            .path()
-            .join("diffusion_pytorch_model-00003-of-00003.safetensors")
-            .is_file()
-    );
+    assert!(folder.path().join("diffusion_pytorch_model-00003-of-00003.safetensors").is_file());
     let text: serde_json::Value = serde_json::from_slice(&fs::read(&index).unwrap()).unwrap();
     assert_eq!(text["metadata"]["total_size"], 30);
     assert_eq!(
@@ -138,15 +114,9 @@ fn shards_and_their_index_hold_the_same_tensors() {
 
     // Saved again in one piece, the old shards are gone: the folder still holds one model.
     let single = small().save_sharded(folder.path(), stem, 1 << 20).unwrap();
-    assert_eq!(
-        single.file_name().unwrap(),
-        "diffusion_pytorch_model.safetensors"
-    );
+    assert_eq!(single.file_name().unwrap(), "diffusion_pytorch_model.safetensors");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-    assert_eq!(
-        StateDict::load(folder.path()).unwrap().content_hash(),
-        small().content_hash()
-    );
+    assert_eq!(StateDict::load(folder.path()).unwrap().content_hash(), small().content_hash());
 }
 
 #[test]
@@ -180,22 +150,13 @@ fn an_index_that_is_none_or_leaves_its_folder_is_refused() {
             r#"{"weight_map": {"a": "../b.safetensors"}}"#,
             "`../b.safetensors`, which is not a plain",
         ),
-        (
-            r#"{"weight_map": {"a": "/b.safetensors"}}"#,
-            "not a plain file name",
-        ),
+        (r#"{"weight_map": {"a": "/b.safetensors"}}"#, "not a plain file name"),
         (r#"{"weight_map": {"a": "."}}"#, "not a plain file name"),
-        (
-            r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#,
-            "itself an index",
-        ),
+        (r#"{"weight_map": {"a": "model.safetensors.index.json"}}"#, "itself an index"),
     ] {
         fs::write(&index, text).unwrap();
         let error = StateDict::load(&index).unwrap_err();
-        assert!(
-            matches!(error, StateDictError::ShardIndex { .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error, StateDictError::ShardIndex { .. }), "{error:?}");
         assert!(error.to_string().contains(reason), "{error}");
     }
 }
@@ -210,14 +171,7 @@ fn a_folder_gives_its_one_model() {
         state_dict.save(&path).unwrap();
         fs::rename(path, folder.path().join(name)).unwrap();
     };
-    let value = || {
-        StateDict::load(folder.path())
-            .unwrap()
-            .get("w")
-            .unwrap()
-            .to_f32()
-            .unwrap()[0]
-    };
+    let value = || StateDict::load(folder.path()).unwrap().get("w").unwrap().to_f32().unwrap()[0];
 
     match StateDict::load(folder.path()).unwrap_err() {
         StateDictError::EmptyFolder { tried, .. } => {
@@ -234,10 +188,7 @@ fn a_folder_gives_its_one_model() {
     save("diffusion_pytorch_model.safetensors", 3.0);
     match StateDict::load(folder.path()).unwrap_err() {
         StateDictError::AmbiguousFolder { found, .. } => {
-            assert_eq!(
-                found,
-                ["diffusion_pytorch_model.safetensors", "model.safetensors"]
-            );
+            assert_eq!(found, ["diffusion_pytorch_model.safetensors", "model.safetensors"]);
         }
         other => panic!("{other}"),
     }
@@ -247,15 +198,9 @@ fn a_folder_gives_its_one_model() {
 fn a_missing_path_and_a_full_disk_are_told_apart() {
     let missing = Path::new("/nowhere/model.safetensors");
     let error = StateDict::load(missing).unwrap_err();
-    assert!(
-        matches!(&error, StateDictError::NotFound { path } if path == missing),
-        "{error:?}"
-    );
+    assert!(matches!(&error, StateDictError::NotFound { path } if path == missing), "{error:?}");
     let error = small().save(missing).unwrap_err();
-    assert!(
-        matches!(&error, StateDictError::Io { path, .. } if path == missing),
-        "{error:?}"
-    );
+    assert!(matches!(&error, StateDictError::Io { path, .. } if path == missing), "{error:?}");
 }
 
 #[test]
@@ -271,10 +216,7 @@ fn damaged_safetensors_are_refused() {
     for bytes in [&longer[..], &huge_header, &good[..good.len() - 1], b""] {
         fs::write(&path, bytes).unwrap();
         let error = StateDict::load(&path).unwrap_err();
-        assert!(
-            matches!(error, StateDictError::Safetensors { .. }),
-            "{error:?}"
-        );
+        assert!(matches!(error, StateDictError::Safetensors { .. }), "{error:?}");
     }
 }
 
@@ -282,13 +224,8 @@ fn damaged_safetensors_are_refused() {
 fn the_reserved_name_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let mut state_dict = small();
-    state_dict.insert(
-        "__metadata__".into(),
-        StoredTensor::from_f32(vec![], vec![0.0]),
-    );
-    let error = state_dict
-        .save(&folder.path().join("x.safetensors"))
-        .unwrap_err();
+    state_dict.insert("__metadata__".into(), StoredTensor::from_f32(vec![], vec![0.0]));
+    let error = state_dict.save(&folder.path().join("x.safetensors")).unwrap_err();
     assert!(matches!(error, StateDictError::ReservedName), "{error:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
@@ -296,9 +233,9 @@ fn the_reserved_name_is_refused() {
 #[test]
 fn bytes_must_fit_dtype_and_shape() {
     match StoredTensor::new(Dtype::F32, vec![2, 3], vec![0; 20]).unwrap_err() {
-        StateDictError::ByteCount {
-            expected, found, ..
-        } => assert_eq!((expected, found), (24, 20)),
+        StateDictError::ByteCount { expected, found, .. } => {
+            assert_eq!((expected, found), (24, 20))
+        }
         other => panic!("{other}"),
     }
     let overflow = StoredTensor::new(Dtype::F32, vec![usize::MAX, usize::MAX, 9], vec![0; 20]);
@@ -308,29 +245,11 @@ fn bytes_must_fit_dtype_and_shape() {
 #[test]
 fn conversions_that_would_lie_are_refused() {
     let ids = StoredTensor::new(Dtype::I64, vec![1], vec![0; 8]).unwrap();
-    assert!(matches!(
-        ids.to_f32(),
-        Err(StateDictError::Dtype {
-            found: Dtype::I64,
-            ..
-        })
-    ));
+    assert!(matches!(ids.to_f32(), Err(StateDictError::Dtype { found: Dtype::I64, .. })));
     let weight = StoredTensor::from_f32(vec![1], vec![1.0]);
-    assert!(matches!(
-        weight.to_i64(),
-        Err(StateDictError::Dtype {
-            found: Dtype::F32,
-            ..
-        })
-    ));
+    assert!(matches!(weight.to_i64(), Err(StateDictError::Dtype { found: Dtype::F32, .. })));
     let target = StoredTensor::from_f32_as(Dtype::I8, vec![1], &[1.0]);
-    assert!(matches!(
-        target,
-        Err(StateDictError::Dtype {
-            found: Dtype::I8,
-            ..
-        })
-    ));
+    assert!(matches!(target, Err(StateDictError::Dtype { found: Dtype::I8, .. })));
 }
 
 #[test]

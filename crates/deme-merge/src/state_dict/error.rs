@@ -149,9 +149,6 @@ impl StateDictError {
 
     /// An error while writing `path`.
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Io { path: path.to_owned(), source }
     }
 }

@@ -38,11 +38,8 @@ const GROUPS: [&[&str]; 4] = [
 
 pub(super) fn weights_in(folder: &Path) -> Result<PathBuf, StateDictError> {
     for group in GROUPS {
-        let found: Vec<&str> = group
-            .iter()
-            .copied()
-            .filter(|name| folder.join(name).is_file())
-            .collect();
+        let found: Vec<&str> =
+            group.iter().copied().filter(|name| folder.join(name).is_file()).collect();
         match found[..] {
             [] => {}
             [name] => return Ok(folder.join(name)),

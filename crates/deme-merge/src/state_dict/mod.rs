@@ -58,10 +58,8 @@ impl StateDict {
         if metadata.is_dir() {
             return Self::load(&folder::weights_in(path)?);
         }
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let name =
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if name.ends_with(".safetensors") {
             safetensors_file::load(path)
         } else if sharded::is_index(&name) {
@@ -135,9 +133,7 @@ impl StateDict {
 
     /// Names and tensors in the order of the names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
-        self.tensors
-            .iter()
-            .map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
     }
 
     /// The names, sorted.
@@ -202,11 +198,7 @@ impl StateDict {
             .par_iter()
             .find_map_first(|(name, tensor)| {
                 let (index, value) = tensor.first_non_finite()?;
-                Some(StateDictError::NonFinite {
-                    name: name.clone(),
-                    index,
-                    value,
-                })
+                Some(StateDictError::NonFinite { name: name.clone(), index, value })
             })
             .map_or(Ok(()), Err)
     }
@@ -223,9 +215,6 @@ impl fmt::Debug for StateDict {
 
 impl FromIterator<(String, StoredTensor)> for StateDict {
     fn from_iter<I: IntoIterator<Item = (String, StoredTensor)>>(tensors: I) -> Self {
-        Self {
-            tensors: tensors.into_iter().collect(),
-            ..Self::default()
-        }
+        Self { tensors: tensors.into_iter().collect(), ..Self::default() }
     }
 }

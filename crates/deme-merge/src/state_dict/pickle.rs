@@ -145,11 +145,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Pickle, PickleError> {
         memo: BTreeMap::new(),
     };
     let root = machine.run()?;
-    Ok(Pickle {
-        values: machine.values,
-        root,
-        length: machine.position,
-    })
+    Ok(Pickle { values: machine.values, root, length: machine.position })
 }
 
 struct Machine<'a> {
@@ -272,10 +268,7 @@ impl<'a> Machine<'a> {
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], PickleError> {
         let bytes = self.bytes;
-        let taken = self
-            .position
-            .checked_add(count)
-            .and_then(|end| bytes.get(self.position..end));
+        let taken = self.position.checked_add(count).and_then(|end| bytes.get(self.position..end));
         match taken {
             Some(taken) => {
                 self.position += count;
@@ -287,9 +280,7 @@ impl<'a> Machine<'a> {
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
         let taken = self.take(N)?;
-        Ok(taken
-            .try_into()
-            .expect("take returns as many bytes as asked"))
+        Ok(taken.try_into().expect("take returns as many bytes as asked"))
     }
 
     fn byte(&mut self) -> Result<u8, PickleError> {
@@ -319,9 +310,7 @@ impl<'a> Machine<'a> {
     fn protocol(&mut self) -> Result<(), PickleError> {
         match self.byte()? {
             0..=5 => Ok(()),
-            version => damaged(format!(
-                "pickle protocol {version} is unknown (0 to 5 are known)"
-            )),
+            version => damaged(format!("pickle protocol {version} is unknown (0 to 5 are known)")),
         }
     }
 
@@ -382,8 +371,7 @@ impl<'a> Machine<'a> {
 
     fn slot_number(&mut self) -> Result<usize, PickleError> {
         let line = self.line()?;
-        line.parse()
-            .or_else(|_| damaged(format!("`{line}` is no number of a value")))
+        line.parse().or_else(|_| damaged(format!("`{line}` is no number of a value")))
     }
 
     // --- plain values ---
@@ -434,9 +422,8 @@ impl<'a> Machine<'a> {
     /// STRING: Python 2's quoted text. Names with escapes do not occur in state dicts.
     fn quoted(&mut self) -> Result<(), PickleError> {
         let line = self.line()?;
-        let inner = ['\'', '"']
-            .iter()
-            .find_map(|&quote| line.strip_prefix(quote)?.strip_suffix(quote));
+        let inner =
+            ['\'', '"'].iter().find_map(|&quote| line.strip_prefix(quote)?.strip_suffix(quote));
         match inner {
             Some(text) if !text.contains('\\') => {
                 self.push(PickleValue::Text(text.to_owned()));
@@ -585,21 +572,15 @@ impl<'a> Machine<'a> {
             return damaged("its pickle refers to something that is no storage");
         };
         if tag != "storage" {
-            return damaged(format!(
-                "its pickle refers to a `{tag}`, expected a storage"
-            ));
+            return damaged(format!("its pickle refers to a `{tag}`, expected a storage"));
         }
         let key = match key {
             PickleValue::Text(key) => key.clone(),
             PickleValue::Int(key) => key.to_string(),
             other => return damaged(format!("the key of a storage is a {}", other.kind())),
         };
-        let mut storage = StorageRef {
-            key,
-            dtype: *dtype,
-            numel: self.size(numel)?,
-            view_offset: 0,
-        };
+        let mut storage =
+            StorageRef { key, dtype: *dtype, numel: self.size(numel)?, view_offset: 0 };
         if let Some(view) = view
             && let PickleValue::Tuple(view) = &self.values[view]
         {
@@ -632,16 +613,9 @@ impl<'a> Machine<'a> {
         };
         let (shape, stride) = (sizes(shape)?, sizes(stride)?);
         if shape.len() != stride.len() {
-            return damaged(format!(
-                "a tensor of shape {shape:?} has strides {stride:?}"
-            ));
+            return damaged(format!("a tensor of shape {shape:?} has strides {stride:?}"));
         }
-        Ok(TensorRef {
-            storage: storage.clone(),
-            offset: self.size(offset)?,
-            shape,
-            stride,
-        })
+        Ok(TensorRef { storage: storage.clone(), offset: self.size(offset)?, shape, stride })
     }
 
     fn items(&self, id: Id) -> Result<&[Id], PickleError> {

@@ -24,16 +24,12 @@ pub(super) fn map_file(path: &Path) -> Result<Arc<Mmap>, StateDictError> {
     // SAFETY: the map is only read. Somebody shortening the file in place while it is mapped would end the
     // process; `StateDict::load` documents that, and everything we write is renamed into place.
     let map = unsafe { Mmap::map(&file) };
-    map.map(Arc::new)
-        .map_err(|source| StateDictError::read(path, source))
+    map.map(Arc::new).map_err(|source| StateDictError::read(path, source))
 }
 
 pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
     let file = map_file(path)?;
-    let damaged = |source| StateDictError::Safetensors {
-        path: path.to_owned(),
-        source,
-    };
+    let damaged = |source| StateDictError::Safetensors { path: path.to_owned(), source };
     let (header_length, header) = SafeTensors::read_metadata(&file).map_err(damaged)?;
     let data_start = 8 + header_length;
 
@@ -67,9 +63,7 @@ pub(super) fn save(
     write_atomically(path, |writer| {
         writer.write_all(&(header.len() as u64).to_le_bytes())?;
         writer.write_all(&header)?;
-        tensors
-            .iter()
-            .try_for_each(|(_, tensor)| writer.write_all(tensor.bytes()))
+        tensors.iter().try_for_each(|(_, tensor)| writer.write_all(tensor.bytes()))
     })
     .map_err(|source| StateDictError::write(path, source))
 }

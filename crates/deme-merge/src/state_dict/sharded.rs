@@ -23,10 +23,7 @@ struct Index {
 }
 
 pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
-    let invalid = |reason: String| StateDictError::ShardIndex {
-        path: path.to_owned(),
-        reason,
-    };
+    let invalid = |reason: String| StateDictError::ShardIndex { path: path.to_owned(), reason };
     let text = fs::read(path).map_err(|source| StateDictError::read(path, source))?;
     let index: Index = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -35,10 +32,7 @@ pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
     for (name, shard) in &index.weight_map {
         // A shard lies beside its index. Anything else is a mistake or an attack.
         let mut components = Path::new(shard).components();
-        if !matches!(
-            (components.next(), components.next()),
-            (Some(Component::Normal(_)), None)
-        ) {
+        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
             return Err(invalid(format!(
                 "tensor `{name}` is said to lie in `{shard}`, which is not a plain file name"
             )));
@@ -73,19 +67,15 @@ pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
             if names.contains(name.as_str()) {
                 state_dict.insert(name, tensor);
             } else {
-                problems.push(format!(
-                    "{shard} holds `{name}`, which the index does not place there"
-                ));
+                problems
+                    .push(format!("{shard} holds `{name}`, which the index does not place there"));
             }
         }
     }
     if problems.is_empty() {
         return Ok(state_dict);
     }
-    Err(StateDictError::ShardMismatch {
-        index: path.to_owned(),
-        problems,
-    })
+    Err(StateDictError::ShardMismatch { index: path.to_owned(), problems })
 }
 
 pub(super) fn save(
@@ -105,11 +95,7 @@ pub(super) fn save(
         let mut written = Vec::new();
         let mut weight_map = BTreeMap::new();
         for (number, shard) in shards.iter().enumerate() {
-            let file = format!(
-                "{stem}-{:05}-of-{:05}.safetensors",
-                number + 1,
-                shards.len()
-            );
+            let file = format!("{stem}-{:05}-of-{:05}.safetensors", number + 1, shards.len());
             let path = folder.join(&file);
             safetensors_file::save(&path, shard, &state_dict.metadata)?;
             weight_map.extend(shard.iter().map(|(name, _)| (*name, file.clone())));
@@ -160,9 +146,7 @@ fn remove_others_of_stem(
 ) -> Result<(), StateDictError> {
     let entries = fs::read_dir(folder).map_err(|source| StateDictError::read(folder, source))?;
     for entry in entries {
-        let path = entry
-            .map_err(|source| StateDictError::read(folder, source))?
-            .path();
+        let path = entry.map_err(|source| StateDictError::read(folder, source))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let ours = name.strip_prefix(stem).is_some_and(|rest| {
             rest == ".safetensors" || rest == ".safetensors.index.json" || is_shard_number(rest)

@@ -21,10 +21,7 @@ pub struct StoredTensor {
 
 #[derive(Clone)]
 enum Bytes {
-    Mapped {
-        file: Arc<Mmap>,
-        range: Range<usize>,
-    },
+    Mapped { file: Arc<Mmap>, range: Range<usize> },
     Owned(Arc<[u8]>),
 }
 
@@ -35,11 +32,7 @@ impl StoredTensor {
     /// [`StateDictError::ByteCount`] when the bytes do not fit dtype and shape.
     pub fn new(dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Result<Self, StateDictError> {
         check_byte_count(dtype, &shape, bytes.len())?;
-        Ok(Self {
-            dtype,
-            shape,
-            bytes: Bytes::Owned(bytes.into()),
-        })
+        Ok(Self { dtype, shape, bytes: Bytes::Owned(bytes.into()) })
     }
 
     /// A tensor that lies in a mapped file. The range must lie inside the file.
@@ -50,11 +43,7 @@ impl StoredTensor {
         range: Range<usize>,
     ) -> Result<Self, StateDictError> {
         check_byte_count(dtype, &shape, range.len())?;
-        Ok(Self {
-            dtype,
-            shape,
-            bytes: Bytes::Mapped { file, range },
-        })
+        Ok(Self { dtype, shape, bytes: Bytes::Mapped { file, range } })
     }
 
     /// An f32 tensor.
@@ -67,11 +56,7 @@ impl StoredTensor {
             values.len(),
             "the values must fill the shape {shape:?}"
         );
-        Self {
-            dtype: Dtype::F32,
-            shape,
-            bytes: Bytes::Owned(bytemuck::cast_slice(&values).into()),
-        }
+        Self { dtype: Dtype::F32, shape, bytes: Bytes::Owned(bytemuck::cast_slice(&values).into()) }
     }
 
     /// A tensor of `dtype` (f32, f16 or bf16) from f32 values, rounded to the nearest, ties to even.
@@ -210,12 +195,7 @@ fn check_byte_count(dtype: Dtype, shape: &[usize], found: usize) -> Result<(), S
     if expected == found as u128 {
         return Ok(());
     }
-    Err(StateDictError::ByteCount {
-        dtype,
-        shape: shape.to_vec(),
-        expected,
-        found,
-    })
+    Err(StateDictError::ByteCount { dtype, shape: shape.to_vec(), expected, found })
 }
 
 fn values_of<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {

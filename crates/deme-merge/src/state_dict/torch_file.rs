@@ -33,21 +33,16 @@ pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
     } else if file.first() == Some(&PICKLE_PROTOCOL_OPCODE) {
         read_legacy(&file)
     } else {
-        return Err(StateDictError::UnknownFormat {
-            path: path.to_owned(),
-        });
+        return Err(StateDictError::UnknownFormat { path: path.to_owned() });
     };
-    read.and_then(|(pickle, storages)| state_dict(&pickle, &file, &storages))
-        .map_err(|error| match error {
-            PickleError::Refused(global) => StateDictError::RefusedGlobal {
-                path: path.to_owned(),
-                global,
-            },
-            PickleError::Damaged(reason) => StateDictError::Torch {
-                path: path.to_owned(),
-                reason,
-            },
-        })
+    read.and_then(|(pickle, storages)| state_dict(&pickle, &file, &storages)).map_err(|error| {
+        match error {
+            PickleError::Refused(global) => {
+                StateDictError::RefusedGlobal { path: path.to_owned(), global }
+            }
+            PickleError::Damaged(reason) => StateDictError::Torch { path: path.to_owned(), reason },
+        }
+    })
 }
 
 /// Where each storage lies in the file.
@@ -79,19 +74,14 @@ fn read_zip(file: &[u8]) -> Result<(Pickle, Storages), PickleError> {
             (end <= file.len()).then_some(start..end)
         });
         let Some(range) = range else {
-            return damaged(format!(
-                "its member {name} reaches beyond the end of the file"
-            ));
+            return damaged(format!("its member {name} reaches beyond the end of the file"));
         };
         members.insert(name, range);
     }
 
     let Some(prefix) = members
         .keys()
-        .find_map(|name| {
-            name.strip_suffix("data.pkl")
-                .filter(|p| p.matches('/').count() <= 1)
-        })
+        .find_map(|name| name.strip_suffix("data.pkl").filter(|p| p.matches('/').count() <= 1))
         .map(String::from)
     else {
         return damaged("it is a zip archive without data.pkl");
@@ -161,14 +151,10 @@ fn read_legacy(file: &[u8]) -> Result<(Pickle, Storages), PickleError> {
             return damaged(format!("it holds a storage {key} that no tensor uses"));
         };
         let short = || PickleError::Damaged(format!("it ends before the end of storage {key}"));
-        let header = file
-            .get(position..)
-            .and_then(|rest| rest.first_chunk::<8>());
+        let header = file.get(position..).and_then(|rest| rest.first_chunk::<8>());
         let stored = u64::from_le_bytes(*header.ok_or_else(short)?);
         if stored != numel as u64 {
-            return damaged(format!(
-                "storage {key} should have {numel} elements, found {stored}"
-            ));
+            return damaged(format!("storage {key} should have {numel} elements, found {stored}"));
         }
         let start = position + 8;
         let end = numel
@@ -192,9 +178,7 @@ fn state_dict(
     let mut state_dict = StateDict::new();
     let PickleValue::Dict(mut entries) = pickle.values[pickle.root].clone() else {
         let kind = pickle.values[pickle.root].kind();
-        return damaged(format!(
-            "it holds a {kind}, expected a dictionary of tensors"
-        ));
+        return damaged(format!("it holds a {kind}, expected a dictionary of tensors"));
     };
     let inner = entries.iter().rev().find_map(|&(key, value)| {
         match (&pickle.values[key], &pickle.values[value]) {
@@ -246,12 +230,7 @@ fn view(
     file: &Arc<Mmap>,
     storages: &Storages,
 ) -> Result<StoredTensor, PickleError> {
-    let TensorRef {
-        storage,
-        shape,
-        stride,
-        ..
-    } = tensor;
+    let TensorRef { storage, shape, stride, .. } = tensor;
     let Some(range) = storages.get(&storage.key) else {
         return damaged(format!(
             "tensor `{name}` lies in storage {}, which is missing",
@@ -270,20 +249,14 @@ fn view(
         .iter()
         .try_fold(1usize, |product, &size| product.checked_mul(size))
         .ok_or_else(beyond)?;
-    let first = tensor
-        .offset
-        .checked_add(storage.view_offset)
-        .ok_or_else(beyond)?;
+    let first = tensor.offset.checked_add(storage.view_offset).ok_or_else(beyond)?;
 
     let stored = if numel == 0 {
         StoredTensor::new(storage.dtype, shape.clone(), Vec::new())
     } else {
-        let last = shape
-            .iter()
-            .zip(stride)
-            .try_fold(first, |last, (&size, &stride)| {
-                last.checked_add(stride.checked_mul(size - 1)?)
-            });
+        let last = shape.iter().zip(stride).try_fold(first, |last, (&size, &stride)| {
+            last.checked_add(stride.checked_mul(size - 1)?)
+        });
         let end = last
             .and_then(|last| last.checked_add(1)?.checked_mul(item))
             .filter(|&end| end <= range.len())
