@@ -3,15 +3,21 @@
 //! Values of images are in `[-1, 1]` everywhere here.
 
 pub mod denoiser;
+pub mod noise;
 pub mod noise_schedule;
 pub mod prediction;
+pub mod range_ensemble;
+pub mod sampler;
 pub mod scheduler_config;
 pub mod timestep;
 pub mod unet;
 
 pub use denoiser::{Denoiser, DenoiserFn};
+pub use noise::standard_normal;
 pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates, ScheduleError};
 pub use prediction::PredictionType;
+pub use range_ensemble::RangeEnsemble;
+pub use sampler::{SampleError, SampleProgress, SamplerConfig, SamplerKind, SamplingMethod, sample};
 pub use scheduler_config::{
     SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing, VarianceType,
 };

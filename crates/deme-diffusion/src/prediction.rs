@@ -85,21 +85,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn image(value: f32) -> Tensor<4> {
-        Tensor::from_data(
-            TensorData::new(vec![value], [1, 1, 1, 1]),
-            &Device::default(),
-        )
+        Tensor::from_data(TensorData::new(vec![value], [1, 1, 1, 1]), &Device::default())
     }
 
     fn value(tensor: Tensor<4>) -> f32 {
-        tensor.into_data().into_vec::<f32>().unwrap()[0]
+        tensor.into_data().try_into_vec::<f32>().unwrap()[0]
     }
 
-    const ALL: [PredictionType; 3] = [
-        PredictionType::Epsilon,
-        PredictionType::Sample,
-        PredictionType::VPrediction,
-    ];
+    const ALL: [PredictionType; 3] =
+        [PredictionType::Epsilon, PredictionType::Sample, PredictionType::VPrediction];
 
     proptest! {
         #[test]

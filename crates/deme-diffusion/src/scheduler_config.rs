@@ -105,32 +105,16 @@ struct OnlyAt {
 }
 
 const NOT_IMPLEMENTED: &[OnlyAt] = &[
-    OnlyAt {
-        key: "trained_betas",
-        values: &[Value::Null],
-    },
-    OnlyAt {
-        key: "thresholding",
-        values: &[Value::Bool(false), Value::Null],
-    },
-    OnlyAt {
-        key: "rescale_betas_zero_snr",
-        values: &[Value::Bool(false), Value::Null],
-    },
-    OnlyAt {
-        key: "timestep_values",
-        values: &[Value::Null],
-    },
+    OnlyAt { key: "trained_betas", values: &[Value::Null] },
+    OnlyAt { key: "thresholding", values: &[Value::Bool(false), Value::Null] },
+    OnlyAt { key: "rescale_betas_zero_snr", values: &[Value::Bool(false), Value::Null] },
+    OnlyAt { key: "timestep_values", values: &[Value::Null] },
 ];
 
 /// Keys without effect here: versions, the tensor library of diffusers 0.1, settings of thresholding
 /// (which itself is refused).
-const HARMLESS: &[&str] = &[
-    "_diffusers_version",
-    "tensor_format",
-    "dynamic_thresholding_ratio",
-    "sample_max_value",
-];
+const HARMLESS: &[&str] =
+    &["_diffusers_version", "tensor_format", "dynamic_thresholding_ratio", "sample_max_value"];
 
 /// diffusers before 0.10: whether the model predicts eps (or else x_0).
 const PREDICT_EPSILON: &str = "predict_epsilon";
@@ -169,10 +153,7 @@ impl SchedulerConfig {
             }
             Some(found) => return Err(SchedulerConfigError::value(PREDICT_EPSILON, &found)),
         }
-        let mut config = Self {
-            class,
-            ..Self::default()
-        };
+        let mut config = Self { class, ..Self::default() };
         for (key, value) in fields {
             config.set(&key, value)?;
         }
@@ -187,10 +168,7 @@ impl SchedulerConfig {
         let default = Self::default();
         let mut fields = Map::new();
         fields.insert("_class_name".to_owned(), json!(self.class));
-        fields.insert(
-            "_diffusers_version".to_owned(),
-            json!(WRITTEN_DIFFUSERS_VERSION),
-        );
+        fields.insert("_diffusers_version".to_owned(), json!(WRITTEN_DIFFUSERS_VERSION));
         let mut put = |key: &str, value: Value| fields.insert(key.to_owned(), value);
         put("num_train_timesteps", json!(self.num_train_timesteps));
         put("beta_start", json!(self.beta_start));
@@ -221,10 +199,7 @@ impl SchedulerConfig {
     /// The same settings under another class, as diffusers' `from_config` does it: shared fields
     /// keep their values, the others are at their defaults unless the file named them.
     pub fn as_class(&self, class: SchedulerClass) -> Self {
-        Self {
-            class,
-            ..self.clone()
-        }
+        Self { class, ..self.clone() }
     }
 
     /// The part that determines the noise schedule.
@@ -280,10 +255,9 @@ impl SchedulerConfig {
             "steps_offset" => read(key, value, &mut self.steps_offset),
             "timestep_spacing" => read_name(key, value, &mut self.timestep_spacing),
             "variance_type" => read_name(key, value, &mut self.variance_type),
-            _ => Err(SchedulerConfigError::UnknownKey {
-                key: key.to_owned(),
-                value: plain(&value),
-            }),
+            _ => {
+                Err(SchedulerConfigError::UnknownKey { key: key.to_owned(), value: plain(&value) })
+            }
         }
     }
 }
@@ -293,9 +267,7 @@ const WRITTEN_DIFFUSERS_VERSION: &str = "0.42.1";
 
 /// A JSON value as a message shows it.
 fn plain(value: &Value) -> String {
-    value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned)
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Why a `scheduler_config.json` cannot be used.
@@ -387,10 +359,8 @@ mod tests {
             "beta_end": 0.02, "beta_schedule": "linear", "beta_start": 0.0001, "clip_sample": true,
             "num_train_timesteps": 1000, "tensor_format": "pt", "timestep_values": null,
             "trained_betas": null, "variance_type": "fixed_large"}"#;
-        let expected = SchedulerConfig {
-            variance_type: VarianceType::FixedLarge,
-            ..Default::default()
-        };
+        let expected =
+            SchedulerConfig { variance_type: VarianceType::FixedLarge, ..Default::default() };
         assert_eq!(SchedulerConfig::from_json(text).unwrap(), expected);
     }
 
@@ -412,16 +382,10 @@ mod tests {
         };
         for class in [SchedulerClass::Ddim, SchedulerClass::Ddpm] {
             let config = config.as_class(class);
-            assert_eq!(
-                SchedulerConfig::from_json(&config.to_json()).unwrap(),
-                config
-            );
+            assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
         }
         let default = SchedulerConfig::default();
-        assert_eq!(
-            SchedulerConfig::from_json(&default.to_json()).unwrap(),
-            default
-        );
+        assert_eq!(SchedulerConfig::from_json(&default.to_json()).unwrap(), default);
     }
 
     #[test]
@@ -448,14 +412,8 @@ mod tests {
     #[test]
     fn before_prediction_types_there_was_predict_epsilon() {
         let read = |text| SchedulerConfig::from_json(text).unwrap().prediction_type;
-        assert_eq!(
-            read(r#"{"predict_epsilon": true}"#),
-            PredictionType::Epsilon
-        );
-        assert_eq!(
-            read(r#"{"predict_epsilon": false}"#),
-            PredictionType::Sample
-        );
+        assert_eq!(read(r#"{"predict_epsilon": true}"#), PredictionType::Epsilon);
+        assert_eq!(read(r#"{"predict_epsilon": false}"#), PredictionType::Sample);
     }
 
     #[test]
@@ -496,7 +454,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error() {
         let error = SchedulerConfig::from_json(r#"{"beta_sart": 0.1}"#).unwrap_err();
-        assert!(matches!(&error, SchedulerConfigError::UnknownKey { key, .. } if key == "beta_sart"));
+        assert!(
+            matches!(&error, SchedulerConfigError::UnknownKey { key, .. } if key == "beta_sart")
+        );
     }
 
     #[test]

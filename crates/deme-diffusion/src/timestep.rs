@@ -18,10 +18,7 @@ pub struct TimestepRange {
 impl TimestepRange {
     /// All timesteps, `[0, num_train_timesteps)`.
     pub fn full(num_train_timesteps: usize) -> Self {
-        Self {
-            low: 0,
-            high: num_train_timesteps,
-        }
+        Self { low: 0, high: num_train_timesteps }
     }
 
     /// Splits `[0, T)` into `n` contiguous ranges, the i-th (from one) being `[(i-1)T/n, iT/n)`.
@@ -37,18 +34,10 @@ impl TimestepRange {
             return Err(TimestepError::NoRanges);
         }
         if n > num_train_timesteps {
-            return Err(TimestepError::MoreRangesThanTimesteps {
-                ranges: n,
-                num_train_timesteps,
-            });
+            return Err(TimestepError::MoreRangesThanTimesteps { ranges: n, num_train_timesteps });
         }
         let bound = |i: usize| (i * num_train_timesteps).div_ceil(n);
-        Ok((0..n)
-            .map(|i| Self {
-                low: bound(i),
-                high: bound(i + 1),
-            })
-            .collect())
+        Ok((0..n).map(|i| Self { low: bound(i), high: bound(i + 1) }).collect())
     }
 
     /// Whether `low <= t < high`.
@@ -106,11 +95,8 @@ mod tests {
 
     #[test]
     fn the_papers_four_ranges() {
-        let bounds: Vec<_> = TimestepRange::split(1000, 4)
-            .unwrap()
-            .iter()
-            .map(|r| (r.low, r.high))
-            .collect();
+        let bounds: Vec<_> =
+            TimestepRange::split(1000, 4).unwrap().iter().map(|r| (r.low, r.high)).collect();
         assert_eq!(bounds, [(0, 250), (250, 500), (500, 750), (750, 1000)]);
     }
 
@@ -133,10 +119,7 @@ mod tests {
         let error = TimestepRange::split(3, 4).unwrap_err();
         assert_eq!(
             error,
-            TimestepError::MoreRangesThanTimesteps {
-                ranges: 4,
-                num_train_timesteps: 3
-            }
+            TimestepError::MoreRangesThanTimesteps { ranges: 4, num_train_timesteps: 3 }
         );
         assert!(error.to_string().contains("at most 3"));
     }
