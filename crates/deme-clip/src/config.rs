@@ -174,7 +174,8 @@ impl ClipConfig {
     /// # Errors
     /// [`ClipError::Io`].
     pub fn save(&self, folder: &Path) -> Result<(), ClipError> {
-        let mut json = json!({ "architectures": ["CLIPModel"], "model_type": "clip", "dtype": "float32" });
+        let mut json =
+            json!({ "architectures": ["CLIPModel"], "model_type": "clip", "dtype": "float32" });
         let own = serde_json::to_value(self).expect("numbers and names always make valid JSON");
         if let (Value::Object(json), Value::Object(own)) = (&mut json, own) {
             json.extend(own);
@@ -224,7 +225,11 @@ impl ClipConfig {
         }
         if vision.patch_size > vision.image_size {
             let expected = format!("it must be at most image_size {}", vision.image_size);
-            return Err(ClipError::config("vision_config.patch_size", vision.patch_size, &expected));
+            return Err(ClipError::config(
+                "vision_config.patch_size",
+                vision.patch_size,
+                &expected,
+            ));
         }
         let eps = [
             ("text_config.layer_norm_eps", text.layer_norm_eps),

@@ -1,9 +1,9 @@
 //! CLIP's two towers and their shared space, under Hugging Face's names and folder layout.
 
+use crate::ClipError;
 use crate::config::ClipConfig;
 use crate::text_tower::ClipTextTransformer;
 use crate::vision_tower::ClipVisionTransformer;
-use crate::ClipError;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use deme_merge::{StateDict, StoredTensor};

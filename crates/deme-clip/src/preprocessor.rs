@@ -2,8 +2,8 @@
 //!
 //! Resizing itself is not here: pictures arrive at the tower's size.
 
-use crate::config::write_json;
 use crate::ClipError;
+use crate::config::write_json;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -158,7 +158,8 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        let good = json!({"size": 8, "crop_size": 8, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]});
+        let good =
+            json!({"size": 8, "crop_size": 8, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]});
         loaded(good.clone()).unwrap();
         let changes: [(&str, Value); 5] = [
             ("do_normalize", json!(false)),

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Top-1 retrieval among pictures that training never saw.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -48,6 +49,19 @@ impl RetrievalAccuracy {
     }
 }
 
+impl fmt::Display for RetrievalAccuracy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.0}% of {} pictures find their caption, {:.0}% of {} captions their picture",
+            100.0 * self.image_to_text,
+            self.pictures,
+            100.0 * self.text_to_image,
+            self.captions
+        )
+    }
+}
+
 /// Position of the candidate with the largest cosine.
 fn nearest<'a>(query: &[f32], candidates: impl Iterator<Item = &'a [f32]>) -> Option<usize> {
     let mut best: Option<(usize, f64)> = None;
@@ -80,6 +94,8 @@ mod tests {
         assert_eq!((accuracy.pictures, accuracy.captions), (4, 2));
         assert_eq!(accuracy.image_to_text, 0.75);
         assert_eq!(accuracy.text_to_image, 1.0);
+        let text = "75% of 4 pictures find their caption, 100% of 2 captions their picture";
+        assert_eq!(accuracy.to_string(), text);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The text tower: token and position embedding, causal encoder, the state at the end of the text.
 
+use crate::ClipError;
 use crate::config::ClipTextConfig;
 use crate::encoder::{ClipEncoder, EncoderShape};
-use crate::ClipError;
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use deme_nn::{Embedding, Init, LayerNorm};
@@ -97,11 +97,7 @@ fn end_of_text(ids: &[u32], eos_token_id: u32) -> usize {
     ids.iter().position(|&id| Some(id) == end).unwrap_or(0)
 }
 
-fn check_ids(
-    ids: &[Vec<u32>],
-    max_len: usize,
-    vocab_size: usize,
-) -> Result<[usize; 2], ClipError> {
+fn check_ids(ids: &[Vec<u32>], max_len: usize, vocab_size: usize) -> Result<[usize; 2], ClipError> {
     let len = ids.first().map_or(0, Vec::len);
     if len == 0 || len > max_len {
         let expected = format!("1 to {max_len}");

@@ -63,9 +63,8 @@ impl CaptionTokenizer {
         // Rows are cut and filled here, so that what is lost can be counted.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(tokenizer_error)?;
-        let id = |token: &'static str| {
-            inner.token_to_id(token).ok_or(ClipError::MissingToken { token })
-        };
+        let id =
+            |token: &'static str| inner.token_to_id(token).ok_or(ClipError::MissingToken { token });
         let (start, end) = (id(START_OF_TEXT)?, id(END_OF_TEXT)?);
         let pad = inner.token_to_id(PAD).unwrap_or(0);
         Ok(Self { inner, json, start, end, pad, context_length })
@@ -105,7 +104,9 @@ impl CaptionTokenizer {
         let added: Vec<_> = tokens
             .iter()
             .enumerate()
-            .filter(|(_, token)| [PAD, UNKNOWN, START_OF_TEXT, END_OF_TEXT].contains(&token.as_str()))
+            .filter(|(_, token)| {
+                [PAD, UNKNOWN, START_OF_TEXT, END_OF_TEXT].contains(&token.as_str())
+            })
             .map(|(id, token)| {
                 json!({
                     "id": id, "content": token, "single_word": false, "lstrip": false,
@@ -126,7 +127,8 @@ impl CaptionTokenizer {
             "decoder": null,
             "model": { "type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN },
         });
-        let mut json = serde_json::to_vec_pretty(&json).expect("strings and numbers make valid JSON");
+        let mut json =
+            serde_json::to_vec_pretty(&json).expect("strings and numbers make valid JSON");
         json.push(b'\n');
         Self::from_json(json, context_length)
     }

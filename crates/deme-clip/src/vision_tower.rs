@@ -1,8 +1,8 @@
 //! The image tower: patches and a class token, encoder, the class token's state.
 
+use crate::ClipError;
 use crate::config::ClipVisionConfig;
 use crate::encoder::{ClipEncoder, EncoderShape};
-use crate::ClipError;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use deme_kernels::ConvGeometry;

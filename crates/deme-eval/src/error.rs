@@ -1,0 +1,190 @@
+//! What can be wrong with features, statistics and measurements.
+
+use deme_clip::ClipError;
+use std::path::{Path, PathBuf};
+
+/// Why a number could not be computed, read or compared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file that is no `.npz`.
+    #[error("{} is no readable .npz file: {reason}", path.display())]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An `.npz` without one of the arrays.
+    #[error("{} has no array `{array}`; statistics need `mu` and `sigma`", path.display())]
+    MissingArray {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        array: &'static str,
+    },
+    /// An array of a type that cannot be read.
+    #[error(
+        "array `{array}` of {} is {found}, expected {expected}: save it as a C-ordered float64 array",
+        path.display()
+    )]
+    ArrayType {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        array: &'static str,
+        /// What it is.
+        found: String,
+        /// What can be read.
+        expected: &'static str,
+    },
+    /// An array of another shape.
+    #[error("array `{array}` of {} has shape {found:?}, expected {expected}", path.display())]
+    ArrayShape {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        array: &'static str,
+        /// Its shape.
+        found: Vec<u64>,
+        /// What it must be.
+        expected: String,
+    },
+    /// An array whose data end too early or go on too long.
+    #[error(
+        "array `{array}` of {} should have {expected} bytes of data, found {found}",
+        path.display()
+    )]
+    ArrayLength {
+        /// The file.
+        path: PathBuf,
+        /// The array.
+        array: &'static str,
+        /// Bytes that dtype and shape need.
+        expected: u64,
+        /// Bytes found; reading stops one behind the expected number.
+        found: u64,
+    },
+    /// A NaN or an infinity in statistics.
+    #[error("`{array}` holds {value} at position {index}: the features are not usable")]
+    NonFiniteStats {
+        /// `mu` or `sigma`.
+        array: &'static str,
+        /// Position in the flattened array.
+        index: usize,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// A covariance that is not symmetric.
+    #[error(
+        "sigma[{row}][{column}] is {upper} but sigma[{column}][{row}] is {lower}: this is no covariance"
+    )]
+    NotSymmetric {
+        /// Row of the first entry.
+        row: usize,
+        /// Column of the first entry.
+        column: usize,
+        /// The first entry.
+        upper: f64,
+        /// Its mirror image.
+        lower: f64,
+    },
+    /// A covariance with a negative eigenvalue beyond rounding.
+    #[error(
+        "sigma has the eigenvalue {eigenvalue} (its largest is {largest}): this is no covariance"
+    )]
+    NotPositive {
+        /// The negative eigenvalue.
+        eigenvalue: f64,
+        /// The largest one.
+        largest: f64,
+    },
+    /// The eigenvalue iteration did not converge.
+    #[error("the eigenvalues of a {dim} x {dim} covariance could not be found")]
+    NoConvergence {
+        /// Its size.
+        dim: usize,
+    },
+    /// Statistics of different features.
+    #[error(
+        "the statistics have {left} and {right} dimensions: they were made by different extractors"
+    )]
+    Dimensions {
+        /// Of the first.
+        left: usize,
+        /// Of the second.
+        right: usize,
+    },
+    /// A feature vector of another length than its neighbours.
+    #[error("feature {index} has {found} entries, expected {expected}")]
+    FeatureLength {
+        /// Which picture's.
+        index: u64,
+        /// Its length.
+        found: usize,
+        /// What it must be.
+        expected: usize,
+    },
+    /// A NaN or an infinity in a feature vector.
+    #[error("the feature of picture {index} holds {value}: check the picture and the extractor")]
+    NonFiniteFeature {
+        /// Which picture's.
+        index: u64,
+        /// NaN or an infinity.
+        value: f64,
+    },
+    /// Too few pictures for a covariance.
+    #[error("a covariance needs at least 2 pictures, found {count}")]
+    TooFew {
+        /// Pictures found.
+        count: u64,
+    },
+    /// Pictures and captions do not pair up.
+    #[error("there are {images} picture embeddings but {texts} caption embeddings")]
+    Pairs {
+        /// Picture embeddings.
+        images: usize,
+        /// Caption embeddings.
+        texts: usize,
+    },
+    /// An embedding of length zero or without a finite length, which has no direction.
+    #[error("the {what} embedding {index} has length {length}, so it has no direction")]
+    NoDirection {
+        /// `picture` or `caption`.
+        what: &'static str,
+        /// Its position.
+        index: usize,
+        /// Its length.
+        length: f64,
+    },
+    /// Measurements that were made differently.
+    #[error(
+        "`{first}` and `{other}` were measured differently and cannot share a table: {}",
+        fields.join("; ")
+    )]
+    UnlikeProtocols {
+        /// Model of the first measurement.
+        first: String,
+        /// Model of the other one.
+        other: String,
+        /// Each field that differs, with both values.
+        fields: Vec<String>,
+    },
+    /// CLIP failed.
+    #[error(transparent)]
+    Clip(#[from] ClipError),
+}
+
+impl EvalError {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+}

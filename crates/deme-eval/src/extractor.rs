@@ -1,0 +1,129 @@
+//! Pictures to features.
+
+use crate::{EvalError, FeatureAccumulator, FeatureStats};
+use deme_clip::Clip;
+
+/// Turns pictures into feature vectors, each picture by itself.
+pub trait FeatureExtractor {
+    /// Name for protocols and metrics, such as `tiny_clip`.
+    fn name(&self) -> &str;
+
+    /// SHA-256, in hex, of everything that decides the features.
+    fn weights_hash(&self) -> &str;
+
+    /// Entries of a feature.
+    fn dim(&self) -> usize;
+
+    /// Channels, height and width of the pictures it takes.
+    fn image_shape(&self) -> [usize; 3];
+
+    /// What the extractor itself does to bring pictures to that size.
+    fn resizing(&self) -> &str;
+
+    /// One feature per picture. Pictures are CHW in [0, 1].
+    ///
+    /// # Errors
+    /// [`EvalError`] when a picture has another shape or a feature is not finite.
+    fn features(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, EvalError>;
+
+    /// Name of the Fréchet distance on these features.
+    fn frechet_metric(&self) -> String {
+        format!("fd_{}", self.name())
+    }
+}
+
+/// Mean and covariance of the features of pictures (CHW in [0, 1]), taken `batch_size` at a time.
+///
+/// `observer` hears how many pictures are done.
+///
+/// # Errors
+/// As [`FeatureExtractor::features`] and [`FeatureAccumulator::finish`].
+pub fn feature_stats<I: AsRef<[f32]>>(
+    extractor: &dyn FeatureExtractor,
+    images_unit: impl IntoIterator<Item = I>,
+    batch_size: usize,
+    observer: &mut dyn FnMut(u64),
+) -> Result<FeatureStats, EvalError> {
+    let mut accumulator = FeatureAccumulator::new(extractor.dim());
+    let mut images = images_unit.into_iter();
+    loop {
+        let batch: Vec<I> = images.by_ref().take(batch_size.max(1)).collect();
+        if batch.is_empty() {
+            return accumulator.finish();
+        }
+        let batch: Vec<&[f32]> = batch.iter().map(AsRef::as_ref).collect();
+        for feature in extractor.features(&batch)? {
+            accumulator.push(&feature)?;
+        }
+        observer(accumulator.count());
+    }
+}
+
+/// Which of CLIP's image vectors is the feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFeatures {
+    /// The image tower's output before the projection.
+    Pooled,
+    /// The picture in the shared space, not normalised.
+    Projected,
+}
+
+/// A CLIP's image tower as extractor. Its Fréchet distance is `fd_<name>`, never `fid`.
+#[derive(Debug, Clone)]
+pub struct ClipExtractor {
+    clip: Clip,
+    name: String,
+    hash: String,
+    layer: ImageFeatures,
+}
+
+impl ClipExtractor {
+    /// The run's own small CLIP: `tiny_clip`, features before the projection.
+    pub fn tiny(clip: Clip) -> Self {
+        Self::new("tiny_clip", clip, ImageFeatures::Pooled)
+    }
+
+    /// Any CLIP under a name of its own.
+    pub fn new(name: impl Into<String>, clip: Clip, layer: ImageFeatures) -> Self {
+        let hash = clip.model.weights_hash();
+        Self { clip, name: name.into(), hash, layer }
+    }
+
+    /// The CLIP itself, for its score.
+    pub fn clip(&self) -> &Clip {
+        &self.clip
+    }
+}
+
+impl FeatureExtractor for ClipExtractor {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn weights_hash(&self) -> &str {
+        &self.hash
+    }
+
+    fn dim(&self) -> usize {
+        let config = self.clip.model.config();
+        match self.layer {
+            ImageFeatures::Pooled => config.vision_config.hidden_size,
+            ImageFeatures::Projected => config.projection_dim,
+        }
+    }
+
+    fn image_shape(&self) -> [usize; 3] {
+        [3, self.clip.image_size(), self.clip.image_size()]
+    }
+
+    fn resizing(&self) -> &str {
+        "none inside the extractor"
+    }
+
+    fn features(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, EvalError> {
+        Ok(match self.layer {
+            ImageFeatures::Pooled => self.clip.image_pooled(images_unit)?,
+            ImageFeatures::Projected => self.clip.image_embeds(images_unit)?,
+        })
+    }
+}

@@ -1,0 +1,28 @@
+//! This room sees pictures and captions, never a model of diffusion; its statistics need no engine.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+#[test]
+fn no_diffusion_model_is_known_here() {
+    let manifest = read("Cargo.toml");
+    assert!(manifest.contains("deme-clip"));
+    for room in ["deme-diffusion", "deme-decouple", "deme-data"] {
+        assert!(!manifest.contains(room), "{room}");
+    }
+}
+
+#[test]
+fn statistics_and_distance_have_no_engine() {
+    for file in ["src/feature_stats.rs", "src/frechet.rs", "src/npz.rs"] {
+        let text = read(file);
+        assert!(!text.is_empty());
+        for engine in ["burn", "deme_nn", "deme_kernels", "deme_clip"] {
+            assert!(!text.contains(engine), "{file} mentions {engine}");
+        }
+    }
+}
