@@ -2,7 +2,9 @@
 //!
 //! Values of images are in `[-1, 1]` everywhere here.
 
+pub mod checkpoint;
 pub mod denoiser;
+pub mod hub;
 pub mod noise;
 pub mod noise_schedule;
 pub mod prediction;
@@ -12,6 +14,9 @@ pub mod scheduler_config;
 pub mod timestep;
 pub mod unet;
 
+pub use checkpoint::{
+    CheckpointError, LoadedModel, PipelineFolder, load_pipeline, save_pipeline, save_pipeline_weights,
+};
 pub use denoiser::{Denoiser, DenoiserFn};
 pub use noise::standard_normal;
 pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates, ScheduleError};

@@ -95,12 +95,7 @@ impl BlockProjection {
 /// x: `[B, C, H, W]`; matrix: `[C, C]`; returns `[B, C, H, W]`.
 fn project(x: Tensor<4>, matrix: Tensor<2>) -> Tensor<4> {
     let [c_out, c_in] = matrix.dims();
-    deme_kernels::conv2d(
-        x,
-        matrix.reshape([c_out, c_in, 1, 1]),
-        None,
-        ConvGeometry::same(1),
-    )
+    deme_kernels::conv2d(x, matrix.reshape([c_out, c_in, 1, 1]), None, ConvGeometry::same(1))
 }
 
 /// `W (K x + b)`, computed as `(W K) x + W b`: training and the folded model round alike.
@@ -120,10 +115,7 @@ pub(super) fn folded(conv: &Conv2d, matrix: Tensor<2>) -> Conv2d {
     let mut folded = conv.clone();
     let [c_out, c_in, k_h, k_w] = conv.weight.dims();
     let kernel = conv.weight.val().reshape([c_out, c_in * k_h * k_w]);
-    let weight = matrix
-        .clone()
-        .matmul(kernel)
-        .reshape([c_out, c_in, k_h, k_w]);
+    let weight = matrix.clone().matmul(kernel).reshape([c_out, c_in, k_h, k_w]);
     folded.weight = Param::initialized(conv.weight.id, weight);
     folded.bias = conv.bias.as_ref().map(|bias| {
         let column = bias.val().reshape([c_out, 1]);

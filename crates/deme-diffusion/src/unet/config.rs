@@ -145,12 +145,7 @@ impl Default for UNet2DConfig {
             time_embedding_dim: None,
             freq_shift: 0.0,
             flip_sin_to_cos: true,
-            down_block_types: vec![
-                DownBlock2D,
-                AttnDownBlock2D,
-                AttnDownBlock2D,
-                AttnDownBlock2D,
-            ],
+            down_block_types: vec![DownBlock2D, AttnDownBlock2D, AttnDownBlock2D, AttnDownBlock2D],
             mid_block_type: Some(MidBlockType::UNetMidBlock2D),
             up_block_types: vec![AttnUpBlock2D, AttnUpBlock2D, AttnUpBlock2D, UpBlock2D],
             block_out_channels: vec![224, 448, 672, 896],
@@ -190,16 +185,12 @@ impl UNet2DConfig {
             serde_json::from_str(text).map_err(|source| UNetConfigError::Json { source })?;
         if let Some(class) = fields.get("_class_name") {
             if class != CLASS_NAME {
-                let found = class
-                    .as_str()
-                    .map_or_else(|| class.to_string(), str::to_owned);
+                let found = class.as_str().map_or_else(|| class.to_string(), str::to_owned);
                 return Err(UNetConfigError::Class { found });
             }
         }
-        let fields: Map<String, Value> = fields
-            .into_iter()
-            .filter(|(name, _)| !name.starts_with('_'))
-            .collect();
+        let fields: Map<String, Value> =
+            fields.into_iter().filter(|(name, _)| !name.starts_with('_')).collect();
         let config: Self = serde_json::from_value(Value::Object(fields.clone()))
             .map_err(|source| field_error(fields, source))?;
         config.check()?;
@@ -230,57 +221,29 @@ impl UNet2DConfig {
             if supported.contains(&found) {
                 return Ok(());
             }
-            let supported = supported
-                .iter()
-                .map(|s| format!("`{s}`"))
-                .collect::<Vec<_>>()
-                .join(", ");
-            Err(UNetConfigError::Unsupported {
-                field,
-                found: format!("`{found}`"),
-                supported,
-            })
+            let supported =
+                supported.iter().map(|s| format!("`{s}`")).collect::<Vec<_>>().join(", ");
+            Err(UNetConfigError::Unsupported { field, found: format!("`{found}`"), supported })
         };
-        only(
-            "time_embedding_type",
-            &self.time_embedding_type,
-            &["positional"],
-        )?;
+        only("time_embedding_type", &self.time_embedding_type, &["positional"])?;
         only("downsample_type", &self.downsample_type, &["conv"])?;
         only("upsample_type", &self.upsample_type, &["conv"])?;
-        only(
-            "downsample_padding",
-            &self.downsample_padding.to_string(),
-            &["0", "1"],
-        )?;
+        only("downsample_padding", &self.downsample_padding.to_string(), &["0", "1"])?;
         only("act_fn", &self.act_fn.to_lowercase(), &["silu", "swish"])?;
         let null = |field, found: Option<String>| match found {
             None => Ok(()),
             Some(found) => {
                 let supported = "null (no class conditioning)".to_owned();
-                Err(UNetConfigError::Unsupported {
-                    field,
-                    found,
-                    supported,
-                })
+                Err(UNetConfigError::Unsupported { field, found, supported })
             }
         };
-        null(
-            "class_embed_type",
-            self.class_embed_type.as_ref().map(|t| format!("`{t}`")),
-        )?;
-        null(
-            "num_class_embeds",
-            self.num_class_embeds.map(|n| n.to_string()),
-        )?;
+        null("class_embed_type", self.class_embed_type.as_ref().map(|t| format!("`{t}`")))?;
+        null("num_class_embeds", self.num_class_embeds.map(|n| n.to_string()))?;
 
         let invalid = |field, reason: String| Err(UNetConfigError::Invalid { field, reason });
         let blocks = self.block_out_channels.len();
         if blocks == 0 {
-            return invalid(
-                "block_out_channels",
-                "is empty; give at least one block".into(),
-            );
+            return invalid("block_out_channels", "is empty; give at least one block".into());
         }
         for (field, found) in [
             ("down_block_types", self.down_block_types.len()),
@@ -299,45 +262,24 @@ impl UNet2DConfig {
             ("layers_per_block", self.layers_per_block),
             ("norm_num_groups", self.norm_num_groups),
             ("time_embedding_dim", self.time_embedding_dim.unwrap_or(1)),
-            (
-                "attn_norm_num_groups",
-                self.attn_norm_num_groups.unwrap_or(1),
-            ),
-            (
-                "block_out_channels",
-                self.block_out_channels.iter().copied().min().unwrap_or(0),
-            ),
+            ("attn_norm_num_groups", self.attn_norm_num_groups.unwrap_or(1)),
+            ("block_out_channels", self.block_out_channels.iter().copied().min().unwrap_or(0)),
         ] {
             if value == 0 {
                 return invalid(field, "holds a zero; the smallest value is 1".into());
             }
         }
-        if self
-            .sample_size
-            .is_some_and(|size| size.height_width().contains(&0))
-        {
-            return invalid(
-                "sample_size",
-                "holds a zero; the smallest value is 1".into(),
-            );
+        if self.sample_size.is_some_and(|size| size.height_width().contains(&0)) {
+            return invalid("sample_size", "holds a zero; the smallest value is 1".into());
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return invalid(
-                "dropout",
-                format!("is {}; it must lie in [0, 1)", self.dropout),
-            );
+            return invalid("dropout", format!("is {}; it must lie in [0, 1)", self.dropout));
         }
         if !(self.norm_eps > 0.0 && self.norm_eps.is_finite()) {
-            return invalid(
-                "norm_eps",
-                format!("is {}; it must be above 0", self.norm_eps),
-            );
+            return invalid("norm_eps", format!("is {}; it must be above 0", self.norm_eps));
         }
         if !(self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor != 0.0) {
-            let reason = format!(
-                "is {}; outputs are divided by it",
-                self.mid_block_scale_factor
-            );
+            let reason = format!("is {}; outputs are divided by it", self.mid_block_scale_factor);
             return invalid("mid_block_scale_factor", reason);
         }
         let frequencies = (self.block_out_channels[0] / 2) as f64;
@@ -369,17 +311,11 @@ impl UNet2DConfig {
                 }
             }
         }
-        let (mid, groups) = (
-            self.mid_channels(),
-            self.mid_attention_groups().unwrap_or(1),
-        );
+        let (mid, groups) = (self.mid_channels(), self.mid_attention_groups().unwrap_or(1));
         if mid % groups != 0 {
             let reason =
                 format!("is {groups}, which does not divide the mid block's {mid} channels");
-            return Err(UNetConfigError::Invalid {
-                field: "attn_norm_num_groups",
-                reason,
-            });
+            return Err(UNetConfigError::Invalid { field: "attn_norm_num_groups", reason });
         }
         Ok(())
     }
@@ -389,20 +325,11 @@ impl UNet2DConfig {
             return Ok(());
         };
         let down = self.down_block_types.iter().zip(&self.block_out_channels);
-        let down = down
-            .filter(|(kind, _)| **kind == DownBlockType::AttnDownBlock2D)
-            .map(|(_, c)| *c);
-        let up = self
-            .up_block_types
-            .iter()
-            .zip(self.block_out_channels.iter().rev());
-        let up = up
-            .filter(|(kind, _)| **kind == UpBlockType::AttnUpBlock2D)
-            .map(|(_, c)| *c);
-        let mid = self
-            .mid_block_type
-            .filter(|_| self.add_attention)
-            .map(|_| self.mid_channels());
+        let down =
+            down.filter(|(kind, _)| **kind == DownBlockType::AttnDownBlock2D).map(|(_, c)| *c);
+        let up = self.up_block_types.iter().zip(self.block_out_channels.iter().rev());
+        let up = up.filter(|(kind, _)| **kind == UpBlockType::AttnUpBlock2D).map(|(_, c)| *c);
+        let mid = self.mid_block_type.filter(|_| self.add_attention).map(|_| self.mid_channels());
         for channels in down.chain(up).chain(mid) {
             if head_dim == 0 || head_dim > channels {
                 return Err(UNetConfigError::Invalid {
@@ -420,12 +347,7 @@ impl UNet2DConfig {
     /// [`UNetConfigError::ImageShape`] for other channels, and for a height or width that does not halve and
     /// double back to itself: the skip connections would not fit.
     pub fn check_image_shape(&self, [c, h, w]: [usize; 3]) -> Result<(), UNetConfigError> {
-        let refuse = |reason: String| {
-            Err(UNetConfigError::ImageShape {
-                found: [c, h, w],
-                reason,
-            })
-        };
+        let refuse = |reason: String| Err(UNetConfigError::ImageShape { found: [c, h, w], reason });
         if c != self.in_channels {
             return refuse(format!("the model takes {} channels", self.in_channels));
         }
@@ -458,8 +380,7 @@ impl UNet2DConfig {
 
     /// Width of the time embedding.
     pub fn time_embed_dim(&self) -> usize {
-        self.time_embedding_dim
-            .unwrap_or(4 * self.block_out_channels[0])
+        self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
     }
 
     pub(super) fn mid_channels(&self) -> usize {
@@ -519,10 +440,7 @@ fn field_error(fields: Map<String, Value>, source: serde_json::Error) -> UNetCon
     for (name, value) in fields {
         let alone = Value::Object(Map::from_iter([(name.clone(), value)]));
         if let Err(source) = serde_json::from_value::<UNet2DConfig>(alone) {
-            return UNetConfigError::Field {
-                field: name,
-                source,
-            };
+            return UNetConfigError::Field { field: name, source };
         }
     }
     UNetConfigError::Json { source }

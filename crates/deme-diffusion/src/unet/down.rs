@@ -38,23 +38,15 @@ impl DownBlock2D {
         };
         let attentions = match config.down_block_types[i] {
             DownBlockType::DownBlock2D => Vec::new(),
-            DownBlockType::AttnDownBlock2D => resnets
-                .iter()
-                .map(|_| Attention::new(&attention, init))
-                .collect(),
+            DownBlockType::AttnDownBlock2D => {
+                resnets.iter().map(|_| Attention::new(&attention, init)).collect()
+            }
         };
         let last = i + 1 == config.block_out_channels.len();
         let geometry = downsample_geometry(config.downsample_padding);
-        let downsamplers = if last {
-            Vec::new()
-        } else {
-            vec![Downsample2D::new(channels, geometry, init)]
-        };
-        Self {
-            resnets,
-            attentions,
-            downsamplers,
-        }
+        let downsamplers =
+            if last { Vec::new() } else { vec![Downsample2D::new(channels, geometry, init)] };
+        Self { resnets, attentions, downsamplers }
     }
 
     /// Returns the hidden state and appends the skip connections: one per residual block and one for the
@@ -89,14 +81,6 @@ impl DownBlock2D {
 
 /// diffusers' padding of the downsampling convolution: 0 stands for one row below and one column to the right.
 pub(super) fn downsample_geometry(padding: usize) -> ConvGeometry {
-    let (padding_begin, padding_end) = if padding == 0 {
-        (0, 1)
-    } else {
-        (padding, padding)
-    };
-    ConvGeometry {
-        stride: 2,
-        padding_begin,
-        padding_end,
-    }
+    let (padding_begin, padding_end) = if padding == 0 { (0, 1) } else { (padding, padding) };
+    ConvGeometry { stride: 2, padding_begin, padding_end }
 }

@@ -32,15 +32,9 @@ impl UNetMidBlock2D {
         let mut resnet =
             || ResnetBlock2D::new((channels, channels), output_scale_factor, config, init);
         let resnets = vec![resnet(), resnet()];
-        let attentions = if config.add_attention {
-            vec![Attention::new(&attention, init)]
-        } else {
-            Vec::new()
-        };
-        Self {
-            attentions,
-            resnets,
-        }
+        let attentions =
+            if config.add_attention { vec![Attention::new(&attention, init)] } else { Vec::new() };
+        Self { attentions, resnets }
     }
 
     /// # Shapes

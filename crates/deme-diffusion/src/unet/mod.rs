@@ -68,15 +68,9 @@ impl UNet2DModel {
         let model = Self {
             conv_in: Conv2d::new(config.in_channels, first, 3, same, init),
             time_embedding: TimestepEmbedding::new(config, init),
-            down_blocks: (0..blocks)
-                .map(|i| DownBlock2D::new(i, config, init))
-                .collect(),
-            mid_block: config
-                .mid_block_type
-                .map(|_| UNetMidBlock2D::new(config, init)),
-            up_blocks: (0..blocks)
-                .map(|i| UpBlock2D::new(i, config, init))
-                .collect(),
+            down_blocks: (0..blocks).map(|i| DownBlock2D::new(i, config, init)).collect(),
+            mid_block: config.mid_block_type.map(|_| UNetMidBlock2D::new(config, init)),
+            up_blocks: (0..blocks).map(|i| UpBlock2D::new(i, config, init)).collect(),
             conv_norm_out: GroupNorm::new(config.norm_num_groups, first, config.norm_eps, init),
             conv_out: Conv2d::new(first, config.out_channels, 3, same, init),
             projection: Vec::new(),
@@ -114,10 +108,7 @@ impl UNet2DModel {
             return Ok(self);
         }
         if !found.is_none() {
-            return Err(ProjectionError::AlreadyPlaced {
-                found,
-                wanted: placement,
-            });
+            return Err(ProjectionError::AlreadyPlaced { found, wanted: placement });
         }
         let device = self.device();
         let down = self.config.block_out_channels.iter().copied();
@@ -144,29 +135,16 @@ impl UNet2DModel {
             ProjectionPlacement::Block => return Err(ProjectionError::NotFoldable),
             ProjectionPlacement::Folded => {}
         }
-        let down = self
-            .down_blocks
-            .iter_mut()
-            .map(|block| match block.downsamplers.last_mut() {
-                Some(downsampler) => &mut downsampler.conv,
-                None => last_conv(&mut block.resnets),
-            });
-        let mid = self
-            .mid_block
-            .iter_mut()
-            .map(|block| last_conv(&mut block.resnets));
-        let up = self
-            .up_blocks
-            .iter_mut()
-            .map(|block| match block.upsamplers.last_mut() {
-                Some(upsampler) => &mut upsampler.conv,
-                None => last_conv(&mut block.resnets),
-            });
-        for (conv, matrix) in down
-            .chain(mid)
-            .chain(up)
-            .zip(std::mem::take(&mut self.projection))
-        {
+        let down = self.down_blocks.iter_mut().map(|block| match block.downsamplers.last_mut() {
+            Some(downsampler) => &mut downsampler.conv,
+            None => last_conv(&mut block.resnets),
+        });
+        let mid = self.mid_block.iter_mut().map(|block| last_conv(&mut block.resnets));
+        let up = self.up_blocks.iter_mut().map(|block| match block.upsamplers.last_mut() {
+            Some(upsampler) => &mut upsampler.conv,
+            None => last_conv(&mut block.resnets),
+        });
+        for (conv, matrix) in down.chain(mid).chain(up).zip(std::mem::take(&mut self.projection)) {
             *conv = folded(conv, matrix.val());
         }
         self.config.channel_projection = ProjectionPlacement::None;
@@ -187,11 +165,7 @@ impl UNet2DModel {
         if let Err(error) = self.config.check_image_shape([c, h, w]) {
             panic!("{error}");
         }
-        let x = if self.config.center_input_sample {
-            x * 2.0 - 1.0
-        } else {
-            x
-        };
+        let x = if self.config.center_input_sample { x * 2.0 - 1.0 } else { x };
 
         let sinusoidal = sinusoidal_embedding(
             t,
@@ -229,8 +203,6 @@ impl Denoiser for UNet2DModel {
 
 /// The convolution that ends a block without a down- or upsampler.
 fn last_conv(resnets: &mut [ResnetBlock2D]) -> &mut Conv2d {
-    let last = resnets
-        .last_mut()
-        .expect("every block has a residual block");
+    let last = resnets.last_mut().expect("every block has a residual block");
     &mut last.conv2
 }

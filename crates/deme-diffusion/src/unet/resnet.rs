@@ -96,9 +96,7 @@ pub struct Downsample2D {
 
 impl Downsample2D {
     pub(super) fn new(channels: usize, geometry: ConvGeometry, init: &mut Init) -> Self {
-        Self {
-            conv: Conv2d::new(channels, channels, 3, geometry, init),
-        }
+        Self { conv: Conv2d::new(channels, channels, 3, geometry, init) }
     }
 
     /// With a `projection` (`[C, C]`), it acts right behind the convolution.
@@ -119,9 +117,7 @@ pub struct Upsample2D {
 
 impl Upsample2D {
     pub(super) fn new(channels: usize, init: &mut Init) -> Self {
-        Self {
-            conv: Conv2d::new(channels, channels, 3, ConvGeometry::same(3), init),
-        }
+        Self { conv: Conv2d::new(channels, channels, 3, ConvGeometry::same(3), init) }
     }
 
     /// With a `projection` (`[C, C]`), it acts right behind the convolution.

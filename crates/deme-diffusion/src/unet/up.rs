@@ -38,22 +38,13 @@ impl UpBlock2D {
         };
         let attentions = match config.up_block_types[i] {
             UpBlockType::UpBlock2D => Vec::new(),
-            UpBlockType::AttnUpBlock2D => resnets
-                .iter()
-                .map(|_| Attention::new(&attention, init))
-                .collect(),
+            UpBlockType::AttnUpBlock2D => {
+                resnets.iter().map(|_| Attention::new(&attention, init)).collect()
+            }
         };
         let last = i + 1 == config.block_out_channels.len();
-        let upsamplers = if last {
-            Vec::new()
-        } else {
-            vec![Upsample2D::new(channels, init)]
-        };
-        Self {
-            resnets,
-            attentions,
-            upsamplers,
-        }
+        let upsamplers = if last { Vec::new() } else { vec![Upsample2D::new(channels, init)] };
+        Self { resnets, attentions, upsamplers }
     }
 
     /// Takes its skip connections off the end of `skips`, the latest first.
@@ -71,9 +62,7 @@ impl UpBlock2D {
         let ends_in_resnet = self.upsamplers.is_empty();
         for (i, resnet) in self.resnets.iter().enumerate() {
             let is_last = ends_in_resnet && i + 1 == self.resnets.len();
-            let skip = skips
-                .pop()
-                .expect("the way down leaves one skip per residual block here");
+            let skip = skips.pop().expect("the way down leaves one skip per residual block here");
             x = Tensor::cat(vec![x, skip], 1);
             x = resnet.forward(x, temb_silu.clone(), projection.behind_convolution(is_last));
             if let Some(attention) = self.attentions.get(i) {
