@@ -1,0 +1,404 @@
+//! A recipe: everything a run needs to know, in one TOML file.
+//!
+//! This file only composes; each part's type lives beside what it configures.
+
+use std::path::{Path, PathBuf};
+
+use deme_clip::TinyClipConfig;
+use deme_data::{DataConfig, Preparation, SplitConfig};
+use deme_decouple::FinetuneConfig;
+use deme_diffusion::{SamplerConfig, SchedulerConfig, TimestepRange, UNet2DConfig};
+use deme_merge::SearchConfig;
+use miette::NamedSource;
+use serde::{Deserialize, Serialize};
+use toml_edit::{DocumentMut, Item, Table};
+
+use crate::diagnostics::{Problem, nearest};
+
+/// The recipe `deme run` uses when none is named.
+pub const DEFAULT_RECIPE: &str = include_str!("../../../recipes/shapes.toml");
+
+/// A whole run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Names the run's default folder, `runs/<name>`.
+    pub name: String,
+    /// The seed all others are drawn from, except the samples'.
+    #[serde(default)]
+    pub seed: u64,
+    /// The pictures and captions.
+    pub data: DataConfig,
+    /// How pictures become training images.
+    pub preparation: Preparation,
+    /// Which pictures train, guide the search, and judge.
+    #[serde(default)]
+    pub split: SplitConfig,
+    /// The model that is to become better.
+    pub pretrained: PretrainedSection,
+    /// The N experts.
+    pub decouple: DecoupleSection,
+    /// The honest baseline.
+    #[serde(default)]
+    pub joint: JointSection,
+    /// How the experts become one.
+    pub merge: MergeSection,
+    /// How pictures are drawn from every model.
+    pub sampling: SamplingSection,
+    /// How pictures are judged.
+    #[serde(default)]
+    pub evaluation: EvaluationSection,
+}
+
+/// Where the pretrained model comes from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainedSection {
+    /// `scratch`, a diffusers folder, or `hub:owner/name`.
+    pub from: String,
+    /// With `from = "scratch"`: the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unet: Option<UNet2DConfig>,
+    /// The noise schedule and prediction type; with a folder, only where it names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<SchedulerConfig>,
+    /// With `from = "scratch"`: the training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<FinetuneConfig>,
+}
+
+/// The experts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecoupleSection {
+    /// Number of timestep ranges, N.
+    pub ranges: usize,
+    /// The finetuning of each expert; `iterations` counts per range.
+    pub finetune: FinetuneConfig,
+}
+
+/// Joint finetuning with the same total number of iterations, without any of DeMe's techniques.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JointSection {
+    /// Whether to run it.
+    pub enabled: bool,
+}
+
+impl Default for JointSection {
+    fn default() -> Self {
+        Self { enabled: true }
+    }
+}
+
+/// The merging weights.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MergeSection {
+    /// One weight per expert; given, nothing is searched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Vec<f64>>,
+    /// What a search makes small.
+    #[serde(default)]
+    pub objective: Objective,
+    /// The candidates of the search.
+    pub search: SearchConfig,
+}
+
+/// What the search for merging weights makes small. Either is computed with the search's own
+/// pictures and seeds.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Objective {
+    /// The eps-prediction loss on the search's pictures with fixed noise, stratified over all
+    /// timesteps. Cheap.
+    Loss {
+        /// Noisy images, each at its own timestep.
+        #[serde(default = "default_loss_images")]
+        images: usize,
+    },
+    /// The Fréchet distance of generated images to the search's pictures. What is judged in the
+    /// end, and dear.
+    Frechet {
+        /// Generated images per candidate.
+        images: usize,
+        /// Steps of the sampler; the evaluation's when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        steps: Option<usize>,
+    },
+}
+
+fn default_loss_images() -> usize {
+    512
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self::Loss { images: default_loss_images() }
+    }
+}
+
+/// Sampling for the evaluation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplingSection {
+    /// The sampler and its steps.
+    pub sampler: SamplerConfig,
+    /// Images per row of the report.
+    pub images: usize,
+    /// Image i comes from seed `first_seed + i`.
+    #[serde(default)]
+    pub first_seed: u64,
+    /// Images at once; has no influence on any image.
+    #[serde(default = "default_batch_size")]
+    pub batch_size: usize,
+}
+
+fn default_batch_size() -> usize {
+    32
+}
+
+/// The judge.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvaluationSection {
+    /// A folder of a Hugging Face CLIP to take features from; trained on the captions when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<PathBuf>,
+    /// The CLIP that is trained when none is given.
+    pub tiny_clip: TinyClipConfig,
+    /// Noisy images for the table of held-out losses per range.
+    pub loss_images: usize,
+}
+
+impl Default for EvaluationSection {
+    fn default() -> Self {
+        Self { clip: None, tiny_clip: TinyClipConfig::default(), loss_images: 1024 }
+    }
+}
+
+impl Recipe {
+    /// Reads a recipe file, or the embedded default when `path` is `None`, with `key=value`
+    /// overrides applied, and checks what can be checked without the data.
+    ///
+    /// # Errors
+    /// [`Problem::Read`], [`Problem::Recipe`], [`Problem::Usage`], [`Problem::Impossible`].
+    pub fn load(path: Option<&Path>, overrides: &[String]) -> Result<Self, Problem> {
+        let (name, text) = match path {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Problem::read(path, e))?;
+                (path.display().to_string(), text)
+            }
+            None => ("the default recipe".to_owned(), DEFAULT_RECIPE.to_owned()),
+        };
+        let text = if overrides.is_empty() { text } else { apply(&name, &text, overrides)? };
+        let recipe: Self = toml::from_str(&text).map_err(|e| recipe_problem(&name, &text, &e))?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// The resolved recipe, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("a recipe is plain data")
+    }
+
+    /// The timestep ranges, for a model trained with `num_train_timesteps`.
+    pub fn ranges(&self, num_train_timesteps: usize) -> Result<Vec<TimestepRange>, Problem> {
+        let n = self.decouple.ranges;
+        TimestepRange::split(num_train_timesteps, n).map_err(|error| Problem::Impossible {
+            message: format!("decouple.ranges = {n}: {error}"),
+            help: format!("choose between 1 and {num_train_timesteps} ranges"),
+        })
+    }
+
+    /// The joint baseline's finetuning: one range, N times the iterations, no technique of DeMe.
+    pub fn joint_finetune(&self) -> FinetuneConfig {
+        let mut joint = self.decouple.finetune.clone();
+        joint.iterations *= self.decouple.ranges as u64;
+        joint.consistency_weight = 0.0;
+        joint.projection = deme_diffusion::ProjectionPlacement::None;
+        joint
+    }
+
+    fn validate(&self) -> Result<(), Problem> {
+        let impossible = |message: String, help: &str| {
+            Err(Problem::Impossible { message, help: help.to_owned() })
+        };
+        self.preparation.validate()?;
+        let in_section = |section| move |source| Problem::ImpossibleValue { section, source };
+        self.decouple.finetune.validate().map_err(in_section("decouple.finetune"))?;
+        let scratch = self.pretrained.from == "scratch";
+        match (&self.pretrained.unet, &self.pretrained.training) {
+            (Some(_), Some(training)) if scratch => {
+                training.validate().map_err(in_section("pretrained.training"))?;
+            }
+            (None, None) if !scratch => {}
+            _ if scratch => {
+                return impossible(
+                    "pretrained.from = \"scratch\" without pretrained.unet and pretrained.training".into(),
+                    "say which network to train and how, or name a diffusers folder in pretrained.from",
+                );
+            }
+            _ => {
+                return impossible(
+                    format!("pretrained.from = {:?} beside a network to train", self.pretrained.from),
+                    "remove pretrained.unet and pretrained.training, or set pretrained.from = \"scratch\"",
+                );
+            }
+        }
+        if let Some(unet) = &self.pretrained.unet {
+            unet.check()?;
+        }
+        if self.decouple.ranges == 0 {
+            return impossible("decouple.ranges = 0".into(), "1 is plain finetuning, 4 the paper's choice");
+        }
+        if let Some(weights) = &self.merge.weights
+            && (weights.len() != self.decouple.ranges || weights.iter().any(|w| !w.is_finite()))
+        {
+            return impossible(
+                format!("merge.weights = {weights:?} for {} experts", self.decouple.ranges),
+                "give one finite number per expert, or remove the key to search for them",
+            );
+        }
+        if self.merge.weights.is_none() {
+            self.merge.search.check::<Problem>(self.decouple.ranges).map_err(|error| {
+                Problem::Impossible {
+                    message: format!("in [merge.search], {error}"),
+                    help: "change merge.search, or give the weights as merge.weights".into(),
+                }
+            })?;
+        }
+        for (key, value) in [
+            ("sampling.images", self.sampling.images),
+            ("sampling.batch_size", self.sampling.batch_size),
+            ("evaluation.loss_images", self.evaluation.loss_images),
+            ("merge.objective.images", match &self.merge.objective {
+                Objective::Loss { images } | Objective::Frechet { images, .. } => *images,
+            }),
+        ] {
+            if value == 0 {
+                return impossible(format!("{key} = 0"), "it must be at least 1");
+            }
+        }
+        if self.sampling.images < 2 {
+            return impossible("sampling.images = 1".into(), "a covariance needs at least 2 images");
+        }
+        Ok(())
+    }
+}
+
+/// Applies `a.b.c=value` overrides to a recipe's text. A value that is no TOML is a string.
+fn apply(name: &str, text: &str, overrides: &[String]) -> Result<String, Problem> {
+    let mut document: DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| Problem::Recipe {
+        message: e.message().to_owned(),
+        source_code: NamedSource::new(name, text.to_owned()).with_language("toml"),
+        span: e.span().map(|s| (s.start, s.len()).into()),
+        help: None,
+    })?;
+    for entry in overrides {
+        let usage = |message: String| Problem::Usage {
+            message,
+            help: "write --set key=value, as in --set decouple.ranges=4 or --set data.path=pictures".into(),
+        };
+        let (key, value) =
+            entry.split_once('=').ok_or_else(|| usage(format!("`--set {entry}` has no `=`")))?;
+        let value: toml_edit::Value = value
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| toml_edit::Value::from(value.trim()));
+        let path: Vec<&str> = key.trim().split('.').collect();
+        let (last, tables) = path.split_last().expect("split gives at least one part");
+        let mut table: &mut dyn toml_edit::TableLike = document.as_table_mut();
+        for part in tables {
+            let item = table.entry(part).or_insert_with(|| Item::Table(Table::new()));
+            table = item
+                .as_table_like_mut()
+                .ok_or_else(|| usage(format!("`--set {entry}`: `{part}` is a value, not a table")))?;
+        }
+        if last.is_empty() {
+            return Err(usage(format!("`--set {entry}` names no key")));
+        }
+        table.insert(last, Item::Value(value));
+    }
+    Ok(document.to_string())
+}
+
+/// Points at the place, and offers the nearest key where one is unknown.
+fn recipe_problem(name: &str, text: &str, error: &toml::de::Error) -> Problem {
+    let message = error.message().to_owned();
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let help = match quoted.split_first() {
+        Some((found, known)) if message.starts_with("unknown") => {
+            nearest(found, known.iter().copied()).map(|name| format!("did you mean `{name}`?"))
+        }
+        _ => None,
+    };
+    Problem::Recipe {
+        message,
+        source_code: NamedSource::new(name, text.to_owned()).with_language("toml"),
+        span: error.span().map(|s| (s.start, s.len()).into()),
+        help,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn shapes(overrides: &[&str]) -> Result<Recipe, Problem> {
+        let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        Recipe::load(None, &overrides)
+    }
+
+    #[test]
+    fn the_default_recipe_is_valid_and_survives_its_own_resolution() {
+        let recipe = shapes(&[]).unwrap();
+        let again: Recipe = toml::from_str(&recipe.to_toml()).unwrap();
+        assert_eq!(again.to_toml(), recipe.to_toml());
+    }
+
+    #[test]
+    fn overrides_reach_nested_keys_and_may_be_bare_strings() {
+        let recipe = shapes(&["decouple.ranges=2", "decouple.finetune.learning_rate=1e-3", "name=mine"]);
+        let recipe = recipe.unwrap();
+        assert_eq!((recipe.decouple.ranges, recipe.name.as_str()), (2, "mine"));
+        assert_eq!(recipe.decouple.finetune.learning_rate, 1e-3);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_and_the_nearest_offered() {
+        let Err(Problem::Recipe { help, span, .. }) = shapes(&["decouple.rnages=2"]) else {
+            panic!("accepted")
+        };
+        assert_eq!(help.as_deref(), Some("did you mean `ranges`?"));
+        assert!(span.is_some());
+    }
+
+    #[test]
+    fn overrides_without_a_key_or_value_are_refused() {
+        for wrong in ["decouple.ranges", "=3", "name.x=3"] {
+            assert!(matches!(shapes(&[wrong]), Err(Problem::Usage { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn impossible_recipes_are_refused_before_any_work() {
+        for wrong in [
+            "decouple.ranges=0",
+            "sampling.images=0",
+            "merge.weights=[0.5]",
+            "pretrained.from=/some/folder",
+        ] {
+            assert!(matches!(shapes(&[wrong]), Err(Problem::Impossible { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_joint_baseline_has_the_same_total_of_iterations_and_no_technique() {
+        let recipe = shapes(&[]).unwrap();
+        let joint = recipe.joint_finetune();
+        let total = recipe.decouple.finetune.iterations * recipe.decouple.ranges as u64;
+        assert_eq!((joint.iterations, joint.consistency_weight), (total, 0.0));
+    }
+}

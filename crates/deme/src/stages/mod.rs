@@ -1,0 +1,117 @@
+//! The pipeline: which stages a recipe has, in which order, and what each reads and writes.
+//!
+//! data -> CLIP, pretrained -> N experts, joint -> search -> merged models -> samples -> metrics ->
+//! report. A stage reads and writes artefacts in its folder and knows no other stage's code.
+
+mod evaluate;
+mod finetuning;
+mod merging;
+mod plan;
+mod summary;
+
+use std::cell::OnceCell;
+use std::path::Path;
+
+use burn::tensor::Device;
+use deme_data::{DataSet, PreparedImages, Split};
+
+use crate::diagnostics::Problem;
+use crate::progress::Voice;
+use crate::recipe::Recipe;
+use crate::run_dir::StageSlot;
+
+pub use plan::{Plan, RowPlan};
+
+/// What all stages share.
+pub struct Context<'a> {
+    /// The recipe.
+    pub recipe: &'a Recipe,
+    /// Where to compute.
+    pub device: Device,
+    /// How much to say.
+    pub voice: Voice,
+    data: DataSet,
+    split: Split,
+    prepared: OnceCell<PreparedImages>,
+}
+
+impl<'a> Context<'a> {
+    /// Opens the data; no picture is decoded before a stage needs it.
+    pub fn open(recipe: &'a Recipe, device: Device, voice: Voice) -> Result<Self, Problem> {
+        let data = DataSet::open(&recipe.data)?;
+        if recipe.evaluation.clip.is_none() && !data.has_captions() {
+            return Err(Problem::Impossible {
+                message: "the pictures have no captions, so no CLIP can be trained to judge with".into(),
+                help: "add captions (metadata.jsonl), or name a CLIP folder with --set evaluation.clip=DIR".into(),
+            });
+        }
+        let split = deme_data::split(data.len(), &recipe.split)?;
+        Ok(Self { recipe, device, voice, data, split, prepared: OnceCell::new() })
+    }
+
+    /// A hash of all pictures and captions.
+    pub fn content_hash(&self) -> Result<String, Problem> {
+        Ok(self.data.content_hash()?)
+    }
+
+    /// Which pictures train, guide the search, and judge.
+    pub fn split(&self) -> &Split {
+        &self.split
+    }
+
+    /// All pictures, prepared; decoded once.
+    pub fn prepared(&self) -> Result<&PreparedImages, Problem> {
+        if let Some(prepared) = self.prepared.get() {
+            return Ok(prepared);
+        }
+        let prepared = self.data.load(&self.recipe.preparation)?;
+        Ok(self.prepared.get_or_init(|| prepared))
+    }
+}
+
+/// What a whole run did.
+pub struct Outcome {
+    /// Stages that did something.
+    pub worked: Vec<String>,
+    /// Stages that were finished before.
+    pub cached: Vec<String>,
+}
+
+/// Runs every stage that is not finished.
+pub fn run(context: &Context<'_>, plan: &Plan, root: &Path) -> Result<Outcome, Problem> {
+    let mut outcome = Outcome { worked: Vec::new(), cached: Vec::new() };
+    let mut stage = |slot: &StageSlot, work: &dyn Fn(&Path) -> Result<(), Problem>| {
+        let worked = slot.run(work)?;
+        let list = if worked { &mut outcome.worked } else { &mut outcome.cached };
+        list.push(slot.name.clone());
+        Ok::<(), Problem>(())
+    };
+    stage(&plan.data, &|folder| evaluate::describe_data(context, folder))?;
+    if let Some(clip) = &plan.clip {
+        stage(clip, &|folder| evaluate::train_clip(context, folder))?;
+    }
+    stage(&plan.pretrained, &|folder| finetuning::pretrained(context, folder))?;
+    for (index, expert) in plan.experts.iter().enumerate() {
+        stage(expert, &|folder| finetuning::expert(context, plan, index, folder))?;
+    }
+    if let Some(joint) = &plan.joint {
+        stage(joint, &|folder| finetuning::joint(context, plan, folder))?;
+    }
+    if let Some(search) = &plan.search {
+        stage(search, &|folder| merging::search(context, plan, folder))?;
+    }
+    stage(&plan.uniform, &|folder| merging::uniform(plan, folder))?;
+    stage(&plan.merged, &|folder| merging::merged(context, plan, folder))?;
+    for row in &plan.rows {
+        stage(&row.samples, &|folder| evaluate::samples(context, plan, row, folder))?;
+    }
+    for row in &plan.rows {
+        stage(&row.metrics, &|folder| evaluate::metrics(context, plan, row, folder))?;
+    }
+    stage(&plan.range_losses, &|folder| evaluate::range_losses(context, plan, folder))?;
+    if !outcome.worked.is_empty() || !root.join("report.html").is_file() {
+        merging::export(plan, root)?;
+        summary::write(context, plan, &outcome.cached, root)?;
+    }
+    Ok(outcome)
+}

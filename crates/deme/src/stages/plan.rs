@@ -1,0 +1,313 @@
+//! The stages of a run and their keys.
+
+use std::path::{Path, PathBuf};
+
+use deme_diffusion::{
+    SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline,
+};
+use deme_nn::{Init, parameter_shapes, to_state_dict};
+use serde_json::json;
+
+use crate::diagnostics::Problem;
+use crate::recipe::{Objective, PretrainedSection};
+use crate::report::RowKind;
+use crate::run_dir::{StageSlot, seed_for};
+
+use super::Context;
+
+/// Every stage of a run.
+pub struct Plan {
+    /// The pictures' description.
+    pub data: StageSlot,
+    /// The CLIP that judges, where the run trains it.
+    pub clip: Option<StageSlot>,
+    /// The pretrained model.
+    pub pretrained: StageSlot,
+    /// One expert per range.
+    pub experts: Vec<StageSlot>,
+    /// The joint baseline.
+    pub joint: Option<StageSlot>,
+    /// The search for merging weights, unless they are given.
+    pub search: Option<StageSlot>,
+    /// The experts merged with equal weights.
+    pub uniform: StageSlot,
+    /// The experts merged with the found or given weights.
+    pub merged: StageSlot,
+    /// The rows of the report.
+    pub rows: Vec<RowPlan>,
+    /// Held-out losses per range.
+    pub range_losses: StageSlot,
+    /// The experts' ranges.
+    pub ranges: Vec<TimestepRange>,
+    /// The noise schedule and prediction type.
+    pub scheduler: SchedulerConfig,
+    /// Parameters of the network.
+    pub parameters: u64,
+}
+
+/// One row of the report: a model, its samples, their metrics.
+pub struct RowPlan {
+    /// Short name, as in `expert-2`.
+    pub id: String,
+    /// Name in tables.
+    pub label: String,
+    /// What the model is.
+    pub kind: RowKind,
+    /// The folder of the model, or of each expert of the ensemble.
+    pub models: Vec<PathBuf>,
+    /// Iterations of finetuning behind it.
+    pub iterations: u64,
+    /// Its samples.
+    pub samples: StageSlot,
+    /// Their metrics.
+    pub metrics: StageSlot,
+}
+
+impl Plan {
+    /// Plans a recipe's run in the folder `root`, which need not exist.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the recipe, the data or the pretrained model.
+    pub fn new(context: &Context<'_>, root: &Path) -> Result<Self, Problem> {
+        let recipe = context.recipe;
+        let (seed, decouple) = (recipe.seed, &recipe.decouple);
+        let slot = |name: &str, part: &serde_json::Value, inputs: &[&StageSlot]| {
+            let inputs: Vec<_> = inputs.iter().map(|slot| &slot.key).collect();
+            StageSlot::new(root, name, part, &inputs)
+        };
+        let Pretrained { part: pretrained_part, unet, scheduler, parameters } = Pretrained::of(context)?;
+        check_resolution(context, &unet)?;
+        let ranges = recipe.ranges(scheduler.num_train_timesteps)?;
+
+        let data_part = json!({
+            "content": context.content_hash()?,
+            "preparation": recipe.preparation,
+            "split": recipe.split,
+        });
+        let data = slot("data", &data_part, &[]);
+        let clip = match &recipe.evaluation.clip {
+            Some(_) => None,
+            None => Some(slot(
+                "clip",
+                &json!({ "config": recipe.evaluation.tiny_clip, "seed": seed_for(seed, "clip") }),
+                &[&data],
+            )),
+        };
+        let clip_hash = match &recipe.evaluation.clip {
+            Some(folder) => Some(deme_merge::StateDict::load(folder)?.content_hash()),
+            None => None,
+        };
+        let pretrained = slot("pretrained", &pretrained_part, &[&data]);
+        let experts: Vec<StageSlot> = ranges
+            .iter()
+            .enumerate()
+            .map(|(index, range)| {
+                let part = json!({
+                    "finetune": decouple.finetune,
+                    "range": [range.low, range.high],
+                    "seed": seed_for(seed, &format!("expert {index}")),
+                });
+                slot(&format!("expert-{}", index + 1), &part, &[&data, &pretrained])
+            })
+            .collect();
+        let joint = recipe.joint.enabled.then(|| {
+            let part = json!({
+                "finetune": recipe.joint_finetune(),
+                "seed": seed_for(seed, "joint"),
+            });
+            slot("joint", &part, &[&data, &pretrained])
+        });
+
+        let judge: Vec<&StageSlot> = clip.iter().collect();
+        let mut merge_inputs = vec![&pretrained];
+        merge_inputs.extend(&experts);
+        let search = recipe.merge.weights.is_none().then(|| {
+            let mut inputs = vec![&data];
+            inputs.extend(&merge_inputs);
+            let mut part = json!({
+                "objective": recipe.merge.objective,
+                "search": recipe.merge.search,
+                "seed": seed_for(seed, "search"),
+            });
+            if let Objective::Frechet { .. } = recipe.merge.objective {
+                inputs.extend(&judge);
+                part["sampler"] = json!(recipe.sampling.sampler);
+                part["clip"] = json!(clip_hash);
+            }
+            slot("search", &part, &inputs)
+        });
+        let uniform = slot("uniform", &json!({}), &merge_inputs);
+        let merged = {
+            let mut inputs = merge_inputs.clone();
+            inputs.extend(&search);
+            slot("merged", &json!({ "weights": recipe.merge.weights }), &inputs)
+        };
+
+        let row = |id: &str, label: String, kind: RowKind, models: &[&StageSlot], iterations: u64| {
+            let sampling = &recipe.sampling;
+            let samples_part = json!({
+                "sampler": sampling.sampler,
+                "images": sampling.images,
+                "first_seed": sampling.first_seed,
+                "resolution": recipe.preparation.resolution,
+            });
+            let samples = slot(&format!("samples-{id}"), &samples_part, models);
+            let mut inputs = vec![&samples, &data];
+            inputs.extend(&judge);
+            let metrics = slot(&format!("metrics-{id}"), &json!({ "clip": clip_hash }), &inputs);
+            RowPlan {
+                id: id.to_owned(),
+                label,
+                kind,
+                models: models.iter().map(|slot| slot.folder().join("model")).collect(),
+                iterations,
+                samples,
+                metrics,
+            }
+        };
+        let per_range = decouple.finetune.iterations;
+        let total = per_range * ranges.len() as u64;
+        let mut rows = vec![row("before", "before".into(), RowKind::Before, &[&pretrained], 0)];
+        if let Some(joint) = &joint {
+            rows.push(row("joint", "joint finetuning".into(), RowKind::Joint, &[joint], total));
+        }
+        for (index, (expert, range)) in experts.iter().zip(&ranges).enumerate() {
+            let number = index + 1;
+            let label = format!("expert {number} ({}..{})", range.low, range.high);
+            let id = format!("expert-{number}");
+            rows.push(row(&id, label, RowKind::Expert, &[expert], per_range));
+        }
+        let all: Vec<&StageSlot> = experts.iter().collect();
+        rows.push(row("ensemble", "ensemble by range".into(), RowKind::Ensemble, &all, total));
+        rows.push(row("uniform", "merged, uniform 1/N".into(), RowKind::Uniform, &[&uniform], total));
+        let (label, kind) = match search {
+            Some(_) => ("merged, searched", RowKind::Searched),
+            None => ("merged, given weights", RowKind::Fixed),
+        };
+        rows.push(row("merged", label.into(), kind, &[&merged], total));
+
+        let range_losses = {
+            let mut inputs = vec![&data, &pretrained, &uniform, &merged];
+            inputs.extend(&experts);
+            inputs.extend(&joint);
+            let part = json!({
+                "images": recipe.evaluation.loss_images,
+                "seed": seed_for(seed, "range losses"),
+            });
+            slot("range-losses", &part, &inputs)
+        };
+        Ok(Self {
+            data,
+            clip,
+            pretrained,
+            experts,
+            joint,
+            search,
+            uniform,
+            merged,
+            rows,
+            range_losses,
+            ranges,
+            scheduler,
+            parameters,
+        })
+    }
+
+    /// All stages, in the order in which they run.
+    pub fn stages(&self) -> Vec<&StageSlot> {
+        let mut stages = vec![&self.data];
+        stages.extend(&self.clip);
+        stages.push(&self.pretrained);
+        stages.extend(&self.experts);
+        stages.extend(&self.joint);
+        stages.extend(&self.search);
+        stages.extend([&self.uniform, &self.merged]);
+        stages.extend(self.rows.iter().map(|row| &row.samples));
+        stages.extend(self.rows.iter().map(|row| &row.metrics));
+        stages.push(&self.range_losses);
+        stages
+    }
+
+    /// The folder of the CLIP that judges.
+    pub fn clip_folder(&self, context: &Context<'_>) -> PathBuf {
+        match (&self.clip, &context.recipe.evaluation.clip) {
+            (Some(slot), _) => slot.folder().join("clip"),
+            (None, Some(folder)) => folder.clone(),
+            (None, None) => unreachable!("a run has a CLIP, trained or given"),
+        }
+    }
+}
+
+/// Loads the given pretrained model; `None` when it is to be trained.
+pub fn given_pretrained(
+    context: &Context<'_>,
+) -> Result<Option<(UNet2DModel, SchedulerConfig)>, Problem> {
+    let PretrainedSection { from, scheduler, .. } = &context.recipe.pretrained;
+    if from == "scratch" {
+        return Ok(None);
+    }
+    let model = load_pipeline(from, &context.device)?;
+    let scheduler = model.scheduler.or_else(|| scheduler.clone()).ok_or_else(|| {
+        Problem::Impossible {
+            message: format!("{from} names no noise schedule"),
+            help: "add its scheduler_config.json, or a table [pretrained.scheduler] to the recipe"
+                .into(),
+        }
+    })?;
+    Ok(Some((model.unet, scheduler)))
+}
+
+/// What is known of the pretrained model before any work.
+struct Pretrained {
+    /// The recipe part of its stage.
+    part: serde_json::Value,
+    unet: UNet2DConfig,
+    scheduler: SchedulerConfig,
+    parameters: u64,
+}
+
+impl Pretrained {
+    fn of(context: &Context<'_>) -> Result<Self, Problem> {
+        let PretrainedSection { unet, scheduler, training, .. } = &context.recipe.pretrained;
+        let (part, model, scheduler) = match given_pretrained(context)? {
+            Some((unet, scheduler)) => {
+                let hash = to_state_dict(&unet).content_hash();
+                let part =
+                    json!({ "weights": hash, "unet": unet.config(), "scheduler": scheduler });
+                (part, unet, scheduler)
+            }
+            None => {
+                let unet = unet.as_ref().expect("a recipe from scratch has a network");
+                let scheduler = scheduler.clone().unwrap_or_default();
+                let seed = seed_for(context.recipe.seed, "pretraining");
+                let part = json!({
+                    "unet": unet,
+                    "scheduler": scheduler,
+                    "training": training,
+                    "seed": seed,
+                });
+                let model = UNet2DModel::new(unet, &mut Init::new(seed, &context.device))?;
+                (part, model, scheduler)
+            }
+        };
+        let shapes = parameter_shapes(&model);
+        let parameters = shapes.iter().map(|p| p.shape.iter().product::<usize>() as u64).sum();
+        Ok(Self { part, unet: model.config().clone(), scheduler, parameters })
+    }
+}
+
+/// The pictures must pass through the network, and come out as pictures.
+fn check_resolution(context: &Context<'_>, unet: &UNet2DConfig) -> Result<(), Problem> {
+    let side = context.recipe.preparation.resolution as usize;
+    unet.check_image_shape([3, side, side]).map_err(|error| Problem::Impossible {
+        message: format!("preparation.resolution = {side}: {error}"),
+        help: "choose another resolution or another network".into(),
+    })?;
+    if unet.out_channels != 3 {
+        return Err(Problem::Impossible {
+            message: format!("the network gives {} channels, the pictures have 3", unet.out_channels),
+            help: "use a network with out_channels = 3".into(),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! The report: gathers what the stages left into [`Report`].
+
+use std::path::Path;
+
+use deme_decouple::LossLog;
+use deme_merge::{SearchConfig, SearchResult};
+
+use crate::diagnostics::Problem;
+use crate::recipe::Objective;
+use crate::report::{
+    DataSummary, EvaluationCounts, LossCurve, LossPoint, MetricValue, RangeLossRow, RangeLosses,
+    Report, Row, RowKind, SearchSummary, StageTiming, write_report,
+};
+use crate::run_dir::{StageSlot, read_json, seed_for};
+
+use super::evaluate::{DataFacts, RowMetrics};
+use super::{Context, Plan, RowPlan, merging};
+
+/// Writes `report.html`, `report.md` and `metrics.json` into the run's folder.
+pub fn write(
+    context: &Context<'_>,
+    plan: &Plan,
+    cached: &[String],
+    root: &Path,
+) -> Result<(), Problem> {
+    let recipe = context.recipe;
+    let facts: DataFacts = read_json(&plan.data.folder().join("data.json"))?;
+    let weights = merging::merging_weights(context, plan)?;
+    let mut rows = Vec::new();
+    let mut counts = None;
+    let mut protocol = Vec::new();
+    for row in &plan.rows {
+        let metrics: RowMetrics = read_json(&row.metrics.folder().join("metrics.json"))?;
+        counts.get_or_insert(EvaluationCounts {
+            generated: recipe.sampling.images,
+            reference: facts.parts[2],
+            feature_dim: metrics.feature_dim,
+        });
+        if protocol.is_empty() {
+            protocol = shared_protocol(&metrics);
+        }
+        rows.push(report_row(row, plan.ranges.len(), &weights, &metrics));
+    }
+    let report = Report {
+        title: recipe.name.clone(),
+        command: command(),
+        recipe_toml: recipe.to_toml(),
+        hardware: hardware(),
+        versions: vec![
+            ("deme".into(), env!("CARGO_PKG_VERSION").into()),
+            ("burn".into(), "0.22.1".into()),
+        ],
+        data: DataSummary {
+            description: description(context, &facts),
+            pictures_train: facts.parts[0],
+            pictures_search: facts.parts[1],
+            pictures_report: facts.parts[2],
+            resolution: recipe.preparation.resolution as usize,
+        },
+        counts,
+        ranges: plan.ranges.iter().map(|range| (range.low, range.high)).collect(),
+        rows,
+        spread_meaning: format!(
+            "one standard deviation over {} resamplings of the generated images with replacement",
+            super::evaluate::BOOTSTRAP_DRAWS
+        ),
+        protocol,
+        loss_curves: loss_curves(plan)?,
+        search: search_summary(context, plan)?,
+        reference_grid_png: Some(plan.data.folder().join("grid.png")),
+        range_losses: Some(range_losses(context, plan)?),
+        stages: plan
+            .stages()
+            .into_iter()
+            .map(|stage| StageTiming {
+                name: stage.name.clone(),
+                seconds: stage.elapsed_secs().unwrap_or(0.0),
+                cached: cached.contains(&stage.name),
+            })
+            .collect(),
+        notes: notes(context),
+    };
+    write_report(&report, root)?;
+    Ok(())
+}
+
+fn report_row(row: &RowPlan, experts: usize, weights: &[f64], metrics: &RowMetrics) -> Row {
+    Row {
+        id: row.id.clone(),
+        label: row.label.clone(),
+        kind: row.kind,
+        weights: match row.kind {
+            RowKind::Uniform => Some(vec![1.0 / experts as f64; experts]),
+            RowKind::Searched | RowKind::Fixed => Some(weights.to_vec()),
+            _ => None,
+        },
+        iterations: row.iterations,
+        metrics: metrics
+            .measurements
+            .iter()
+            .map(|measurement| MetricValue {
+                name: measurement.protocol.metric.clone(),
+                value: measurement.value,
+                spread: measurement.std_error,
+                lower_is_better: true,
+            })
+            .collect(),
+        grid_png: Some(row.samples.folder().join("grid.png")),
+        protocol: metrics.measurements.first().map_or(serde_json::Value::Null, |measurement| {
+            serde_json::to_value(&measurement.protocol).expect("a protocol is plain data")
+        }),
+    }
+}
+
+/// What all rows share, as table lines.
+fn shared_protocol(metrics: &RowMetrics) -> Vec<(String, String)> {
+    let Some(measurement) = metrics.measurements.first() else { return Vec::new() };
+    let protocol = serde_json::to_value(&measurement.protocol).expect("a protocol is plain data");
+    let serde_json::Value::Object(fields) = protocol else { return Vec::new() };
+    fields
+        .into_iter()
+        .filter(|(key, value)| key != "model" && !value.is_null())
+        .map(|(key, value)| {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            (key.replace('_', " "), text)
+        })
+        .collect()
+}
+
+fn loss_curves(plan: &Plan) -> Result<Vec<LossCurve>, Problem> {
+    let mut curves = Vec::new();
+    let mut add = |label: String, stage: &StageSlot| -> Result<(), Problem> {
+        let path = stage.folder().join("losses.json");
+        if path.is_file() {
+            let log: LossLog = read_json(&path)?;
+            let points = log.points.iter().map(|point| LossPoint {
+                iteration: point.iteration,
+                diffusion: point.diffusion_loss,
+                consistency: point.consistency_loss,
+            });
+            curves.push(LossCurve { label, points: points.collect() });
+        }
+        Ok(())
+    };
+    add("pretraining".into(), &plan.pretrained)?;
+    for (index, (expert, range)) in plan.experts.iter().zip(&plan.ranges).enumerate() {
+        add(format!("expert {} ({}..{})", index + 1, range.low, range.high), expert)?;
+    }
+    if let Some(joint) = &plan.joint {
+        add("joint".into(), joint)?;
+    }
+    Ok(curves)
+}
+
+fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSummary>, Problem> {
+    let Some(search) = &plan.search else { return Ok(None) };
+    let found: SearchResult = read_json(&search.folder().join("search.json"))?;
+    let merge = &context.recipe.merge;
+    let seed = seed_for(context.recipe.seed, "search");
+    let pictures = context.split().search.len();
+    let (objective, reference) = match &merge.objective {
+        Objective::Loss { images } => (
+            "held-out diffusion loss".to_owned(),
+            format!("{images} noisy images from {pictures} search pictures, noise seed {seed}"),
+        ),
+        Objective::Frechet { images, .. } => (
+            "Fréchet distance".to_owned(),
+            format!("{images} images from seeds {seed} on, against {pictures} search pictures"),
+        ),
+    };
+    Ok(Some(SearchSummary {
+        objective,
+        lower_is_better: true,
+        kind: match merge.search {
+            SearchConfig::Grid(_) => "grid".to_owned(),
+            SearchConfig::CoordinateGrid(_) => "coordinate grid".to_owned(),
+        },
+        evaluations: found.evaluations.len(),
+        grid_size: usize::try_from(merge.search.size(plan.experts.len())).unwrap_or(usize::MAX),
+        best_weights: found.best_weights.clone(),
+        best_value: found.best_value,
+        log: found.evaluations.iter().map(|e| (e.weights.clone(), e.value)).collect(),
+        reference,
+    }))
+}
+
+fn range_losses(context: &Context<'_>, plan: &Plan) -> Result<RangeLosses, Problem> {
+    let rows: Vec<(String, Vec<f64>)> =
+        read_json(&plan.range_losses.folder().join("range_losses.json"))?;
+    Ok(RangeLosses {
+        description: format!(
+            "{} noisy images from the {} report pictures; the same pictures, noise and timesteps for \
+             every model",
+            context.recipe.evaluation.loss_images,
+            context.split().report.len()
+        ),
+        rows: rows.into_iter().map(|(label, losses)| RangeLossRow { label, losses }).collect(),
+    })
+}
+
+fn description(context: &Context<'_>, facts: &DataFacts) -> String {
+    let kind = match &context.recipe.data {
+        deme_data::DataConfig::Imagefolder { path, .. } => format!("folder {}", path.display()),
+        deme_data::DataConfig::Cifar10 { .. } => "CIFAR-10".to_owned(),
+        deme_data::DataConfig::Parquet { path, .. } => format!("Parquet {}", path.display()),
+        deme_data::DataConfig::Shapes { seed, .. } => format!("shapes drawn from seed {seed}"),
+    };
+    let examples = facts.examples.iter().map(|caption| format!("“{caption}”"));
+    let examples: Vec<String> = examples.collect();
+    match examples.as_slice() {
+        [] => format!("{} pictures: {kind}", facts.pictures),
+        examples => format!("{} pictures: {kind}; such as {}", facts.pictures, examples.join(", ")),
+    }
+}
+
+fn notes(context: &Context<'_>) -> Vec<String> {
+    let mut notes = Vec::new();
+    if context.recipe.evaluation.clip.is_none() {
+        notes.push(
+            "The distance uses a small CLIP that this run trained on its own captions. It ranks the \
+             models of this run; it is not FID and means nothing beside numbers of other runs with \
+             another CLIP."
+                .to_owned(),
+        );
+    }
+    notes.push(
+        "The models are unconditional, so no caption belongs to a generated picture and no CLIP \
+         score is given."
+            .to_owned(),
+    );
+    notes
+}
+
+/// The command as typed.
+fn command() -> String {
+    let mut words = std::env::args();
+    let program = words.next().unwrap_or_default();
+    let name = Path::new(&program).file_name().map(|name| name.to_string_lossy().into_owned());
+    std::iter::once(name.unwrap_or_else(|| "deme".into()))
+        .chain(words)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Processor model and core count, where the system tells.
+fn hardware() -> String {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .and_then(|rest| rest.split(':').nth(1))
+        .map(str::trim);
+    match model {
+        Some(model) => format!("{model}, {cores} cores"),
+        None => format!("{} processor, {cores} cores", std::env::consts::ARCH),
+    }
+}

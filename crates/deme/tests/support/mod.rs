@@ -1,0 +1,148 @@
+//! What the tests of the whole program share: a tiny recipe and ways to run it.
+#![allow(dead_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The whole pipeline in seconds.
+pub const TINY_RECIPE: &str = r#"
+name = "tiny"
+
+[data]
+kind = "shapes"
+count = 64
+
+[preparation]
+resolution = 8
+
+[split]
+search = 8
+report = 12
+
+[pretrained]
+from = "scratch"
+
+[pretrained.unet]
+sample_size = 8
+down_block_types = ["DownBlock2D", "AttnDownBlock2D"]
+up_block_types = ["AttnUpBlock2D", "UpBlock2D"]
+block_out_channels = [8, 16]
+layers_per_block = 1
+norm_num_groups = 4
+attention_head_dim = 8
+
+[pretrained.scheduler]
+num_train_timesteps = 100
+
+[pretrained.training]
+iterations = 24
+batch_size = 4
+gradient_accumulation = 1
+learning_rate = 1e-3
+consistency_weight = 0.0
+projection = "none"
+checkpoint_every = 3
+log_every = 4
+
+[decouple]
+ranges = 2
+
+[decouple.finetune]
+iterations = 12
+batch_size = 4
+gradient_accumulation = 2
+learning_rate = 1e-3
+projection = "folded"
+checkpoint_every = 3
+log_every = 4
+
+[merge]
+objective = { kind = "frechet", images = 4, steps = 2 }
+search = { strategy = "grid", values = [0.0, 0.5, 1.0] }
+
+[sampling]
+sampler = { kind = "ddim", steps = 4 }
+images = 12
+batch_size = 5
+
+[evaluation]
+loss_images = 16
+
+[evaluation.tiny_clip]
+hidden_size = 16
+num_hidden_layers = 1
+num_attention_heads = 2
+projection_dim = 8
+steps = 12
+warmup_steps = 2
+batch_size = 8
+checkpoint_every = 4
+"#;
+
+/// The program under test.
+pub fn deme() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_deme"))
+}
+
+/// Writes the tiny recipe into a folder.
+pub fn tiny_recipe(folder: &Path) -> PathBuf {
+    let path = folder.join("tiny.toml");
+    std::fs::write(&path, TINY_RECIPE).unwrap();
+    path
+}
+
+/// `deme run` of the tiny recipe with overrides.
+pub fn run_tiny(recipe: &Path, out: &Path, overrides: &[&str]) -> Command {
+    let mut command = deme();
+    command.arg("run").arg(recipe).arg("--out").arg(out);
+    for entry in overrides {
+        command.arg("--set").arg(entry);
+    }
+    command
+}
+
+/// Runs to the end and expects success.
+pub fn succeed(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Runs to the end, expects this exit code, and returns standard error with line breaks as spaces.
+pub fn fail_with(command: &mut Command, code: i32) -> String {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    // miette wraps lines and draws a margin; a message is looked for without both.
+    stderr.replace(['│', '\n'], " ").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Every file below a folder, relative and sorted.
+pub fn files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.push(path.strip_prefix(folder).unwrap().to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The bytes of all models, pictures and numbers of a finished run, by relative path.
+pub fn results(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let is_result = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        (name.ends_with(".safetensors") || name.ends_with(".png") || name.ends_with(".json"))
+            && name != "provenance.json"
+    };
+    let files = files(run).into_iter().filter(is_result);
+    files.map(|path| (path.clone(), std::fs::read(run.join(path)).unwrap())).collect()
+}
