@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::test_models::{images, schedule, tiny_config, tiny_unet};
     use burn::tensor::Device;
-    use deme_nn::to_state_dict;
+    use deme_nn::{map_parameters, to_state_dict};
 
     fn micro_batch(seed: u64) -> MicroBatch {
         let device = Device::flex();
@@ -339,11 +339,17 @@ mod tests {
 
     #[test]
     fn a_gradient_that_is_not_finite_is_an_error_that_names_the_iteration() {
-        // The loss, a mean of squares near 1e36, is finite; its gradient's squared norm is not.
-        let mut finetuner = finetuner(&tiny_config(), false);
-        let mut huge = micro_batch(2);
-        huge.eps = huge.eps * 0.0 + 1e18;
-        huge.t = vec![0, 0];
+        // Output 0 and a target near 1e10: the loss, near 1e20, is finite. Activations near 1e10 before
+        // the last convolution: its gradient is near 1e20, and the square of that is not finite.
+        let student =
+            map_parameters(tiny_unet(1, &Device::flex()), &mut |name, tensor| match name {
+                "conv_norm_out.weight" => tensor.zeros_like() + 1e10,
+                "conv_out.weight" => tensor.zeros_like(),
+                _ => tensor,
+            });
+        let mut finetuner =
+            Finetuner::new(&tiny_config(), student, None, &schedule(), PredictionType::Epsilon);
+        let huge = MicroBatch { eps: micro_batch(2).eps * 1e10, t: vec![0, 0], ..micro_batch(2) };
         let error = finetuner.step([huge]).unwrap_err();
         assert!(matches!(error, StepError::NonFiniteGradient { iteration: 1, .. }), "{error}");
     }

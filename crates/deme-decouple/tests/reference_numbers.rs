@@ -4,15 +4,16 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use deme_decouple::{FinetuneConfig, Finetuner, MicroBatch};
+use deme_decouple::{FinetuneConfig, Finetuner, MicroBatch, StepReport};
 use deme_diffusion::{
     NoiseSchedule, NoiseScheduleConfig, PredictionType, ProjectionPlacement, UNet2DConfig,
-    UNet2DModel,
+    UNet2DModel, standard_normal,
 };
 use deme_merge::{StateDict, StoredTensor};
 use deme_nn::{Init, load_state_dict, to_state_dict};
 
 const TOLERANCE: f64 = 1e-4;
+const ROUNDING_MARGIN: f64 = 4.0;
 
 fn fixtures() -> PathBuf {
     let default = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
@@ -35,39 +36,26 @@ fn at_step(tensor: &StoredTensor, step: usize, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, [b, c, h, w]), device)
 }
 
-fn assert_parameters(model: &UNet2DModel, expected: &StateDict, prefix: &str) {
-    let found = to_state_dict(model);
-    let names = expected.names().filter_map(|name| name.strip_prefix(prefix));
-    assert_eq!(names.collect::<Vec<_>>(), found.names().collect::<Vec<_>>());
-    let mut largest = 0f64;
-    for (name, found) in found.iter() {
-        let expected = expected.get(&format!("{prefix}{name}")).unwrap();
-        assert_eq!(found.shape(), expected.shape(), "{prefix}{name}");
-        for (found, expected) in found.to_f32().unwrap().iter().zip(expected.to_f32().unwrap()) {
-            let difference = f64::from((found - expected).abs());
-            assert!(difference < TOLERANCE, "{prefix}{name}: {found} is not {expected}");
-            largest = largest.max(difference);
-        }
-    }
-    assert!(!found.is_empty());
-    println!("{prefix}: largest difference {largest:e}");
+/// The reference's batches, one per step.
+fn micro_batches(device: &Device) -> Vec<MicroBatch> {
+    let batches = StateDict::load(&fixtures().join("finetune/batches.safetensors")).unwrap();
+    let [images, noise, timesteps] =
+        ["images", "noise", "timesteps"].map(|name| batches.get(name).unwrap());
+    let [steps, batch_size] = images.shape()[..2] else { panic!("images are [steps, B, C, H, W]") };
+    let timesteps = timesteps.to_i64().unwrap();
+    let batches = (0..steps).map(|step| MicroBatch {
+        x_0: at_step(images, step, device),
+        eps: at_step(noise, step, device),
+        t: timesteps[step * batch_size..][..batch_size].iter().map(|&t| t as usize).collect(),
+    });
+    batches.collect()
 }
 
-#[test]
-fn one_experts_finetuning_step_by_step() {
-    let device = Device::flex();
-    let folder = fixtures().join("finetune");
-    let batches = StateDict::load(&folder.join("batches.safetensors")).unwrap();
-    let expected = StateDict::load(&folder.join("expected.safetensors")).unwrap();
-    let batch = |name: &str| batches.get(name).unwrap();
-    let steps = batch("images").shape()[0];
-    let timesteps = batch("timesteps").to_i64().unwrap();
-    let batch_size = batch("images").shape()[1];
-    assert!(steps > 0);
-
-    let model = pretrained(&device);
+/// Takes one step per batch, as the reference did.
+fn train(batches: Vec<MicroBatch>, device: &Device) -> (Finetuner, Vec<StepReport>) {
+    let model = pretrained(device);
     let config = FinetuneConfig {
-        iterations: steps as u64,
+        iterations: batches.len() as u64,
         learning_rate: 1e-3,
         projection: ProjectionPlacement::None,
         ..Default::default()
@@ -75,28 +63,93 @@ fn one_experts_finetuning_step_by_step() {
     let schedule = NoiseSchedule::new(&NoiseScheduleConfig::default()).unwrap();
     let prediction = PredictionType::Epsilon;
     let mut finetuner = Finetuner::new(&config, model.clone(), Some(&model), &schedule, prediction);
+    let reports = batches.into_iter().map(|batch| finetuner.step([batch]).unwrap()).collect();
+    (finetuner, reports)
+}
 
-    for step in 0..steps {
-        let t = &timesteps[step * batch_size..][..batch_size];
-        let report = finetuner
-            .step([MicroBatch {
-                x_0: at_step(batch("images"), step, &device),
-                eps: at_step(batch("noise"), step, &device),
-                t: t.iter().map(|&t| t as usize).collect(),
-            }])
-            .unwrap();
-        let found = [
-            ("diffusion_loss", report.diffusion_loss),
-            ("consistency_loss", report.consistency_loss.unwrap()),
-            ("grad_norm", report.grad_norm),
-            ("ema_decay", report.ema_decay.unwrap()),
-        ];
-        for (name, found) in found {
-            let expected = f64::from(expected.get(name).unwrap().to_f32().unwrap()[step]);
-            let difference = (found - expected).abs();
+/// The same training on pictures whose pixels are off by one unit in the last place, up or down.
+fn train_rounded_otherwise(seed: u64, device: &Device) -> Finetuner {
+    let mut batches = micro_batches(device);
+    for (step, batch) in batches.iter_mut().enumerate() {
+        let shape = batch.x_0.dims();
+        let signs = standard_normal(seed, step as u64, shape.iter().product());
+        let factors = signs.into_iter().map(|s| 1.0 + f32::EPSILON.copysign(s)).collect::<Vec<_>>();
+        let factors = Tensor::from_data(TensorData::new(factors, shape), device);
+        batch.x_0 = batch.x_0.clone() * factors;
+    }
+    train(batches, device).0
+}
+
+fn values(state: &StateDict, name: &str) -> Vec<f32> {
+    state.get(name).unwrap_or_else(|| panic!("no {name}")).to_f32().unwrap()
+}
+
+/// Compares every parameter with `{prefix}{name}`.
+///
+/// AdamW divides each entry's gradient by its own size, so where the gradient is nothing but rounding (a
+/// bias on the attention's keys, which softmax ignores; an entry whose sum happens to cancel) a step goes
+/// by up to the learning rate into a direction that no two programs agree on. How far rounding carries
+/// each entry is measured on `others`, trained on pictures that differ in the last bit; that much, with a
+/// margin, is allowed on top of the tolerance, and it may be noticeable for one entry in a thousand only.
+fn assert_parameters(
+    model: &UNet2DModel,
+    others: &[&UNet2DModel],
+    expected: &StateDict,
+    prefix: &str,
+) {
+    let found = to_state_dict(model);
+    let others: Vec<StateDict> = others.iter().map(|model| to_state_dict(*model)).collect();
+    let names = expected.names().filter_map(|name| name.strip_prefix(prefix));
+    assert_eq!(names.collect::<Vec<_>>(), found.names().collect::<Vec<_>>());
+    assert!(!found.is_empty());
+
+    let mut undetermined = 0;
+    for name in found.names() {
+        let full_name = format!("{prefix}{name}");
+        let (found, expected) = (values(&found, name), values(expected, &full_name));
+        let others: Vec<Vec<f32>> = others.iter().map(|other| values(other, name)).collect();
+        assert_eq!(found.len(), expected.len(), "{full_name}");
+        for (i, (&found, &expected)) in found.iter().zip(&expected).enumerate() {
+            let by_rounding = others.iter().map(|other| f64::from((other[i] - found).abs()));
+            let allowed = TOLERANCE + ROUNDING_MARGIN * by_rounding.fold(0.0, f64::max);
+            undetermined += usize::from(allowed > 2.0 * TOLERANCE);
+            let difference = f64::from((found - expected).abs());
+            assert!(
+                difference < allowed,
+                "{full_name}[{i}]: {found} is not {expected} (off by {difference:e}, allowed {allowed:e})"
+            );
+        }
+    }
+    let share = undetermined as f64 / found.num_parameters() as f64;
+    assert!(share < 1e-3, "{share} of the entries are decided by rounding");
+}
+
+#[test]
+fn one_experts_finetuning_step_by_step() {
+    let device = Device::flex();
+    let expected = StateDict::load(&fixtures().join("finetune/expected.safetensors")).unwrap();
+    let batches = micro_batches(&device);
+    assert!(!batches.is_empty());
+    let (finetuner, reports) = train(batches, &device);
+
+    for name in ["diffusion_loss", "consistency_loss", "grad_norm", "ema_decay"] {
+        let expected = values(&expected, name);
+        assert_eq!(expected.len(), reports.len(), "{name}");
+        for (step, (report, expected)) in reports.iter().zip(expected).enumerate() {
+            let found = match name {
+                "diffusion_loss" => report.diffusion_loss,
+                "consistency_loss" => report.consistency_loss.unwrap(),
+                "grad_norm" => report.grad_norm,
+                _ => report.ema_decay.unwrap(),
+            };
+            let difference = (found - f64::from(expected)).abs();
             assert!(difference < TOLERANCE, "step {step}, {name}: {found} is not {expected}");
         }
     }
-    assert_parameters(finetuner.student(), &expected, "student.");
-    assert_parameters(finetuner.ema().unwrap().model(), &expected, "ema.");
+
+    let others = [1, 2, 3].map(|seed| train_rounded_otherwise(seed, &device));
+    let students = others.each_ref().map(|other| other.student());
+    assert_parameters(finetuner.student(), &students, &expected, "student.");
+    let averages = others.each_ref().map(|other| other.ema().unwrap().model());
+    assert_parameters(finetuner.ema().unwrap().model(), &averages, &expected, "ema.");
 }

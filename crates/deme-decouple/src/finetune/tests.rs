@@ -173,7 +173,7 @@ fn another_seed_range_or_setting_gives_another_model() {
     let other_range = Inputs { range: TimestepRange { low: 500, high: 750 }, ..Inputs::new() };
     assert_ne!(undisturbed(&config, &other_range), expected);
     let weighted = FinetuneConfig {
-        loss_weighting: crate::LossWeighting::MinSnrGamma { gamma: 5.0 },
+        loss_weighting: crate::LossWeighting::P2 { k: 1.0, gamma: 1.0 },
         ..config.clone()
     };
     assert_ne!(undisturbed(&weighted, &inputs), expected);
@@ -311,7 +311,11 @@ fn a_checkpoint_whose_tensors_do_not_fit_is_refused() {
     };
     let error = spoilt(|state| state.ema = None);
     assert!(matches!(error, FinetuneError::Load(_)), "{error}");
-    let error = spoilt(|state| drop(state.student.remove("conv_in.bias")));
+    let error = spoilt(|state| {
+        let bias = state.student.remove("conv_in.bias").unwrap();
+        state.student.insert("conv_in.offset".into(), bias);
+    });
+    assert!(matches!(error, FinetuneError::Load(_)), "{error}");
     assert!(error.to_string().contains("conv_in.bias"), "{error}");
     let error = spoilt(|state| {
         let moment = state.optimizer.remove("first_moment.conv_in.bias").unwrap();
