@@ -1,6 +1,8 @@
 //! 2-D convolution and the linear map, with PyTorch's weight layouts.
 
+use crate::extension::{KernelOps, on_cpu};
 use crate::plain;
+use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 
 /// Stride and zero padding of a square-kernel convolution.
@@ -39,7 +41,12 @@ pub fn conv2d(
     bias: Option<Tensor<1>>,
     geometry: ConvGeometry,
 ) -> Tensor<4> {
-    plain::conv2d(x, weight, bias, geometry)
+    if !on_cpu(&x) {
+        return plain::conv2d(x, weight, bias, geometry);
+    }
+    let bias = bias.unwrap_or_else(|| zeros(&x, weight.dims()[0]));
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(Dispatch::conv2d(x, weight, bias, geometry))
 }
 
 /// `y = x W^T + b`, as `torch.nn.functional.linear`.
@@ -52,4 +59,9 @@ pub fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
     plain::linear(x, weight, bias)
+}
+
+/// The bias of a layer that has none.
+fn zeros<const D: usize>(x: &Tensor<D>, len: usize) -> Tensor<1> {
+    Tensor::zeros([len], &x.device()).without_autodiff()
 }

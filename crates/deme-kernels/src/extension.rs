@@ -4,7 +4,7 @@
 //! the same wrapped in autodiff. [`CpuKernels`] is the forward and backward arithmetic below it.
 //! A device without kernels never gets here: the public functions send it to the plain path.
 
-use crate::Activation;
+use crate::{Activation, ConvGeometry};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -37,6 +37,14 @@ pub(crate) trait KernelOps: Backend {
         eps: f64,
         activation: Activation,
     ) -> FloatTensor<Self>;
+
+    /// See [`crate::conv2d`].
+    fn conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
+    ) -> FloatTensor<Self>;
 }
 
 /// The forward and backward arithmetic, without any graph.
@@ -61,6 +69,23 @@ pub(crate) trait CpuKernels: Backend {
         activation: Activation,
         dy: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 3];
+
+    /// The convolution.
+    fn conv2d_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
+    ) -> FloatTensor<Self>;
+
+    /// The wanted ones among the gradients of x, weight and bias.
+    fn conv2d_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        geometry: ConvGeometry,
+        dy: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3];
 }
 
 impl KernelOps for Flex {
@@ -73,6 +98,41 @@ impl KernelOps for Flex {
         activation: Activation,
     ) -> FloatTensor<Self> {
         Self::group_norm_forward(x, weight, bias, groups, eps, activation).0
+    }
+
+    fn conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
+    ) -> FloatTensor<Self> {
+        Self::conv2d_forward(x, weight, bias, geometry)
+    }
+}
+
+#[derive(Debug)]
+struct Conv2dBackward;
+
+impl<B: CpuKernels> Backward<B, 3> for Conv2dBackward {
+    /// x and weight; geometry.
+    type State = ([NodeId; 2], ConvGeometry);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (inputs, geometry) = ops.state;
+        let [x, weight] = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let all = B::conv2d_backward(x, weight, geometry, dy, wanted);
+        for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let (Some(node), Some(grad)) = (parent, grad) {
+                grads.register::<B>(node.id, grad);
+            }
+        }
     }
 }
 
@@ -125,6 +185,30 @@ impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => {
                 let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
                 prep.finish(B::group_norm_forward(x, weight, bias, groups, eps, activation).0)
+            }
+        }
+    }
+
+    fn conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
+    ) -> FloatTensor<Self> {
+        let prepared = Conv2dBackward
+            .prepare::<C>([x.node(), weight.node(), bias.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&x, &weight].map(|input| prep.checkpoint(input));
+                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
+                let y = B::conv2d_forward(x, weight, bias, geometry);
+                prep.finish((inputs, geometry), y)
+            }
+            OpsKind::UnTracked(prep) => {
+                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
+                prep.finish(B::conv2d_forward(x, weight, bias, geometry))
             }
         }
     }

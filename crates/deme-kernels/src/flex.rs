@@ -1,8 +1,10 @@
 //! The kernels on Burn's CPU tensors: from tensors to slices and back.
 
-use crate::Activation;
+use crate::cpu::buffer::SharedOutput;
+use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::group_norm::{self, GroupNormShape};
 use crate::extension::CpuKernels;
+use crate::{Activation, ConvGeometry};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Bytes, DType, Flex, Shape, TensorMetadata};
 use std::mem::MaybeUninit;
@@ -48,6 +50,29 @@ fn group_norm_shape(x: &FlexTensor, groups: usize) -> GroupNormShape {
     );
     let area = shape[2..].iter().product();
     GroupNormShape { images, channels, area, groups }
+}
+
+fn conv_shape(x: &FlexTensor, weight: &FlexTensor, geometry: ConvGeometry) -> ConvShape {
+    let (x, weight) = (x.shape(), weight.shape());
+    let (h, w, kernel) = (x[2], x[3], weight[2]);
+    assert_eq!(weight[3], kernel, "a square kernel");
+    assert_eq!(x[1], weight[1], "channels of the input, and those of the weight {weight:?}");
+    let out = |length| {
+        let out = geometry.output_len(length, kernel);
+        out.unwrap_or_else(|| panic!("a {kernel}x{kernel} kernel on {h}x{w}, {geometry:?}"))
+    };
+    ConvShape {
+        images: x[0],
+        c_in: x[1],
+        c_out: weight[0],
+        h,
+        w,
+        kernel,
+        stride: geometry.stride,
+        padding_begin: geometry.padding_begin,
+        h_out: out(h),
+        w_out: out(w),
+    }
 }
 
 impl CpuKernels for Flex {
@@ -99,5 +124,49 @@ impl CpuKernels for Flex {
         };
         let [dweight, dbias] = grads.map(|grad| tensor(grad, [shape.channels]));
         [tensor(dx, x.shape()), dweight, dbias]
+    }
+
+    fn conv2d_forward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        geometry: ConvGeometry,
+    ) -> FlexTensor {
+        let s = conv_shape(&x, &weight, geometry);
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
+        let (x, weight, bias) = (entries(&x), entries(&weight), entries(&bias));
+        // SAFETY: `forward` writes all of y, which nobody else knows yet.
+        let y = unsafe {
+            filled(s.y_len(), |y| conv::forward(&s, x, weight, bias, SharedOutput::uninit(y)))
+        };
+        tensor(y, [s.images, s.c_out, s.h_out, s.w_out])
+    }
+
+    fn conv2d_backward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        geometry: ConvGeometry,
+        dy: FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let s = conv_shape(&x, &weight, geometry);
+        let [x_shape, weight_shape] = [x.shape(), weight.shape()];
+        let [x, weight, dy] = [x, weight, dy].map(contiguous);
+        let (x, weight, dy) = (entries(&x), entries(&weight), entries(&dy));
+        let dx = wanted[0].then(|| {
+            // SAFETY: `input_gradient` writes all of dx, which nobody else knows yet.
+            let dx = unsafe {
+                filled(s.x_len(), |dx| {
+                    conv::input_gradient(&s, weight, dy, SharedOutput::uninit(dx));
+                })
+            };
+            tensor(dx, x_shape)
+        });
+        let dweight = wanted[1].then(|| tensor(conv::weight_gradient(&s, x, dy), weight_shape));
+        let dbias = wanted[2].then(|| {
+            let dbias = conv::bias_gradient(s.images, s.c_out, s.h_out * s.w_out, dy);
+            tensor(dbias, [s.c_out])
+        });
+        [dx, dweight, dbias]
     }
 }

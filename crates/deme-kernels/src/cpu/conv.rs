@@ -1,0 +1,208 @@
+//! Which algorithm computes a convolution, and the parts all of them share.
+
+use super::buffer::{Scratch, SharedOutput};
+use super::product::panel_width;
+use super::simd::{MulAdd, lane_sum, multiversioned};
+use super::{direct_conv, pointwise_conv, winograd};
+use rayon::prelude::*;
+
+/// Sizes of one call: x is `[images, c_in, h, w]`, y `[images, c_out, h_out, w_out]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConvShape {
+    pub images: usize,
+    pub c_in: usize,
+    pub c_out: usize,
+    pub h: usize,
+    pub w: usize,
+    pub kernel: usize,
+    pub stride: usize,
+    pub padding_begin: usize,
+    pub h_out: usize,
+    pub w_out: usize,
+}
+
+impl ConvShape {
+    pub(crate) fn x_len(&self) -> usize {
+        self.images * self.c_in * self.h * self.w
+    }
+
+    pub(crate) fn y_len(&self) -> usize {
+        self.images * self.c_out * self.h_out * self.w_out
+    }
+
+    pub(crate) fn taps(&self) -> usize {
+        self.kernel * self.kernel
+    }
+
+    pub(crate) fn weight_len(&self) -> usize {
+        self.c_out * self.c_in * self.taps()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Algorithm {
+    Pointwise,
+    Winograd(winograd::Size),
+    Direct,
+}
+
+/// The choice depends on one image's sizes only, never on the batch: an image's result is the same
+/// alone and in a batch.
+fn algorithm(s: &ConvShape) -> Algorithm {
+    let keeps_size = s.stride == 1 && (s.h_out, s.w_out) == (s.h, s.w);
+    match s.kernel {
+        1 if keeps_size && s.padding_begin == 0 => Algorithm::Pointwise,
+        3 if keeps_size && s.padding_begin == 1 && s.c_in.min(s.c_out) >= 12 => {
+            // Multiply-adds per pair of channels, and the transforms' cost in the same unit: those
+            // of the data per channel, those of the weights over a batch of nominal size.
+            const NOMINAL_BATCH: usize = 16;
+            let cost = |size: winograd::Size, data: usize, weights: usize| {
+                let tiles = s.h.div_ceil(size.out()) * s.w.div_ceil(size.out());
+                tiles * size.points() * s.c_in * s.c_out
+                    + tiles * data * (s.c_in + s.c_out)
+                    + weights * s.c_in * s.c_out / NOMINAL_BATCH
+            };
+            let direct = s.h * s.w * 9 * s.c_in * s.c_out;
+            let four = cost(winograd::Size::Four, 160, 350);
+            let two = cost(winograd::Size::Two, 60, 150);
+            if direct <= four.min(two) {
+                Algorithm::Direct
+            } else if four < two {
+                Algorithm::Winograd(winograd::Size::Four)
+            } else {
+                Algorithm::Winograd(winograd::Size::Two)
+            }
+        }
+        _ => Algorithm::Direct,
+    }
+}
+
+/// y = conv(x, weight) + bias.
+///
+/// # Safety
+/// Nobody else may touch `y` meanwhile. On return all of it is written.
+pub(crate) unsafe fn forward(
+    s: &ConvShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    y: SharedOutput<'_>,
+) {
+    check(s, x.len(), weight.len(), y.len());
+    assert_eq!(bias.len(), s.c_out);
+    // SAFETY: the caller's promise.
+    unsafe {
+        match algorithm(s) {
+            Algorithm::Pointwise => pointwise_conv::forward(s, x, weight, bias, y),
+            Algorithm::Winograd(size) => {
+                let u = winograd::transform_weights(size, weight, s.c_in, s.c_out, false);
+                winograd::convolve(
+                    size,
+                    s.images,
+                    [s.h, s.w],
+                    [s.c_in, s.c_out],
+                    x,
+                    &u,
+                    Some(bias),
+                    y,
+                );
+            }
+            Algorithm::Direct => direct_conv::forward(s, x, weight, bias, y),
+        }
+    }
+}
+
+/// The gradient of x, from that of y.
+///
+/// # Safety
+/// Nobody else may touch `dx` meanwhile. On return all of it is written.
+pub(crate) unsafe fn input_gradient(
+    s: &ConvShape,
+    weight: &[f32],
+    dy: &[f32],
+    dx: SharedOutput<'_>,
+) {
+    check(s, dx.len(), weight.len(), dy.len());
+    // SAFETY: the caller's promise.
+    unsafe {
+        match algorithm(s) {
+            Algorithm::Pointwise => pointwise_conv::input_gradient(s, weight, dy, dx),
+            Algorithm::Winograd(size) => {
+                let u = winograd::transform_weights(size, weight, s.c_in, s.c_out, true);
+                winograd::convolve(size, s.images, [s.h, s.w], [s.c_out, s.c_in], dy, &u, None, dx);
+            }
+            Algorithm::Direct => direct_conv::input_gradient(s, weight, dy, dx),
+        }
+    }
+}
+
+/// The gradient of the weight, from that of y.
+pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    check(s, x.len(), s.weight_len(), dy.len());
+    let mut dweight = vec![0.0; s.weight_len()];
+    match algorithm(s) {
+        Algorithm::Pointwise => pointwise_conv::weight_gradient(s, x, dy, &mut dweight),
+        Algorithm::Winograd(size) => winograd::weight_gradient(size, s, x, dy, &mut dweight),
+        Algorithm::Direct => direct_conv::weight_gradient(s, x, dy, &mut dweight),
+    }
+    dweight
+}
+
+/// The gradient of the bias: dy summed over images and pixels.
+pub(crate) fn bias_gradient(images: usize, channels: usize, area: usize, dy: &[f32]) -> Vec<f32> {
+    assert_eq!(dy.len(), images * channels * area);
+    let mut dbias = vec![0.0; channels];
+    dbias.par_iter_mut().enumerate().with_min_len(8).for_each(|(c, dbias)| {
+        let planes = (0..images).map(|n| &dy[(n * channels + c) * area..][..area]);
+        *dbias = planes.map(|plane| f64::from(plane_sum(plane))).sum::<f64>() as f32;
+    });
+    dbias
+}
+
+multiversioned! {
+    fn plane_sum(plane: &[f32]) -> f32 = plane_sum_with
+}
+
+#[inline(always)]
+fn plane_sum_with<F: MulAdd>(plane: &[f32]) -> f32 {
+    lane_sum(plane, plane, |sum, x, _| sum + x)
+}
+
+fn check(s: &ConvShape, x: usize, weight: usize, y: usize) {
+    assert_eq!([x, weight, y], [s.x_len(), s.weight_len(), s.y_len()], "{s:?}");
+}
+
+/// Channels rounded up to whole registers, off the strides that crowd one cache set.
+pub(crate) fn padded(channels: usize) -> usize {
+    let padded = channels.next_multiple_of(16);
+    if padded.is_multiple_of(256) { padded + 16 } else { padded }
+}
+
+/// `[panel][k][column]` from any `value(k, column)`, with zeros behind the last column.
+pub(crate) fn pack_panels(
+    depth: usize,
+    columns: usize,
+    value: impl Fn(usize, usize) -> f32 + Sync,
+) -> Scratch {
+    let width = panel_width();
+    let mut packed = Scratch::new(columns.div_ceil(width) * depth * width);
+    if depth > 0 {
+        packed.par_chunks_mut(depth * width).enumerate().for_each(|(panel, packed)| {
+            let first = panel * width;
+            let used = width.min(columns - first);
+            for (k, row) in packed.chunks_exact_mut(width).enumerate() {
+                for (j, to) in row[..used].iter_mut().enumerate() {
+                    *to = value(k, first + j);
+                }
+                row[used..].fill(0.0);
+            }
+        });
+    }
+    packed
+}
+
+/// Into how many parts to cut each of `items` pieces of work so that all threads are busy.
+pub(crate) fn parts_per_item(items: usize, most: usize) -> usize {
+    let wanted = 2 * rayon::current_num_threads();
+    wanted.div_ceil(items.max(1)).clamp(1, most.max(1))
+}

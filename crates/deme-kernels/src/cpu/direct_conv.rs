@@ -1,0 +1,363 @@
+//! Convolutions by their definition, for any kernel, stride and padding.
+//!
+//! The input is copied once to `[pixel][channel]` with its zero border, so that every kernel row
+//! is one run of the product: no im2col buffer is made.
+
+use super::buffer::{Scratch, SharedOutput};
+use super::conv::{ConvShape, pack_panels, parts_per_item};
+use super::product::{Product, Rows, Run, Start, panel_width, split};
+use super::transpose::{pixels_to_planes, planes_to_pixels};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Output channels up to which a vector of pixels is used better than a vector of channels.
+const FEW_CHANNELS: usize = 8;
+
+/// # Safety
+/// As for [`super::conv::forward`].
+pub(crate) unsafe fn forward(
+    s: &ConvShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    y: SharedOutput<'_>,
+) {
+    if s.c_out <= FEW_CHANNELS && s.stride == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { forward_to_few(s, x, weight, bias, y) };
+    }
+    let (taps, k) = (s.taps(), s.kernel);
+    let packed = pack_panels(taps * s.c_in, s.c_out, |i, co| {
+        let (tap, ci) = (i / s.c_in, i % s.c_in);
+        weight[(co * s.c_in + ci) * taps + tap]
+    });
+    let parts = parts_per_item(s.images, (s.h_out * s.w_out).div_ceil(24).min(s.h_out));
+    (0..s.images * parts).into_par_iter().for_each(|task| {
+        let (image, rows) = (task / parts, split(s.h_out, parts, task % parts));
+        if rows.is_empty() {
+            return;
+        }
+        let border = Border::of_input(s, &rows);
+        let x = &x[image * s.c_in * s.h * s.w..][..s.c_in * s.h * s.w];
+        let input = border.pixels(x, s.c_in, s.h, s.w);
+        let pixel = |y: usize, x: usize| (y * border.width + x) * s.c_in;
+        let offsets: Vec<usize> = (0..rows.len() * s.w_out)
+            .map(|p| pixel(p / s.w_out * s.stride, p % s.w_out * s.stride))
+            .collect();
+        let panel = taps * s.c_in * panel_width();
+        let runs: Vec<Run> =
+            (0..k).map(|ky| Run { a: pixel(ky, 0), b: ky * k * s.c_in * panel_width() }).collect();
+        let product = Product {
+            a: &input,
+            rows: Rows::At(&offsets),
+            a_step: 1,
+            b: &packed,
+            b_panel: panel,
+            b_step: panel_width(),
+            runs: &runs,
+            run_len: k * s.c_in,
+            columns: s.c_out,
+            start: Start::Columns(bias),
+        };
+        let mut out = Scratch::new(offsets.len() * s.c_out);
+        product.write(&mut out, s.c_out);
+        let area = s.h_out * s.w_out;
+        let first = image * s.c_out * area + rows.start * s.w_out;
+        let end = first + (s.c_out - 1) * area + offsets.len();
+        // SAFETY: in bounds by `pointer`; the caller's promise, and parts are disjoint.
+        unsafe {
+            let to = y.pointer(first..end);
+            pixels_to_planes(&out, |p| p * s.c_out, s.c_out, offsets.len(), to, area);
+        }
+    });
+}
+
+/// Stride 1 to a few channels: the vector runs along the pixels of the bordered planes, row ends
+/// included; what is computed there is dropped.
+///
+/// # Safety
+/// As for [`super::conv::forward`].
+unsafe fn forward_to_few(
+    s: &ConvShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    y: SharedOutput<'_>,
+) {
+    let (taps, k) = (s.taps(), s.kernel);
+    let parts = parts_per_item(s.images, s.h_out.div_ceil(4));
+    (0..s.images * parts).into_par_iter().for_each(|task| {
+        let (image, rows) = (task / parts, split(s.h_out, parts, task % parts));
+        if rows.is_empty() {
+            return;
+        }
+        let border = Border::of_input(s, &rows);
+        let x = &x[image * s.c_in * s.h * s.w..][..s.c_in * s.h * s.w];
+        let plane = border.height * border.width;
+        let mut planes = Scratch::new(s.c_in * plane);
+        planes.fill(0.0);
+        for c in 0..s.c_in {
+            for row in border.inside(s.h) {
+                let from = &x[(c * s.h + row - border.top) * s.w..][..s.w];
+                planes[c * plane + row_start(&border, row)..][..s.w].copy_from_slice(from);
+            }
+        }
+        let runs: Vec<Run> =
+            (0..taps).map(|tap| Run { a: tap, b: tap / k * border.width + tap % k }).collect();
+        let columns = (rows.len() - 1) * border.width + s.w_out;
+        let product = Product {
+            a: weight,
+            rows: Rows::Every { stride: s.c_in * taps, count: s.c_out },
+            a_step: taps,
+            b: &planes,
+            b_panel: panel_width(),
+            b_step: plane,
+            runs: &runs,
+            run_len: s.c_in,
+            columns,
+            start: Start::Rows(bias),
+        };
+        let mut out = Scratch::new(s.c_out * columns);
+        product.write(&mut out, columns);
+        for c in 0..s.c_out {
+            for (i, row) in rows.clone().enumerate() {
+                let from = &out[c * columns + i * border.width..][..s.w_out];
+                let first = ((image * s.c_out + c) * s.h_out + row) * s.w_out;
+                let to = y.pointer(first..first + s.w_out);
+                // SAFETY: in bounds by `pointer`; the caller's promise, and rows are disjoint.
+                unsafe { to.copy_from_nonoverlapping(from.as_ptr(), s.w_out) };
+            }
+        }
+    });
+}
+
+fn row_start(border: &Border, row: usize) -> usize {
+    let inner = row - border.first;
+    inner * border.width + border.left
+}
+
+/// Rows `first..first + height` of an image that has `top` zero rows above it and `left` zero
+/// columns before it, `width` columns in all. Rows are counted from the border's first.
+#[derive(Debug, Clone, Copy)]
+struct Border {
+    first: usize,
+    height: usize,
+    width: usize,
+    top: usize,
+    left: usize,
+}
+
+impl Border {
+    /// What the output rows `rows` read.
+    fn of_input(s: &ConvShape, rows: &Range<usize>) -> Self {
+        Self {
+            first: rows.start * s.stride,
+            height: (rows.len() - 1) * s.stride + s.kernel,
+            width: ((s.w_out - 1) * s.stride + s.kernel).max(s.padding_begin + s.w),
+            top: s.padding_begin,
+            left: s.padding_begin,
+        }
+    }
+
+    /// The rows that hold rows of an image of height `h`.
+    fn inside(&self, h: usize) -> Range<usize> {
+        let end = (self.first + self.height).min(self.top + h);
+        self.first.max(self.top).min(end)..end
+    }
+
+    /// The bordered image as `[pixel][channel]`.
+    fn pixels(&self, planes: &[f32], channels: usize, h: usize, w: usize) -> Scratch {
+        let mut pixels = Scratch::new(self.height * self.width * channels);
+        self.pixels_into(planes, channels, [h, w], &mut pixels);
+        pixels
+    }
+
+    fn pixels_into(&self, planes: &[f32], channels: usize, [h, w]: [usize; 2], pixels: &mut [f32]) {
+        pixels.fill(0.0);
+        for row in self.inside(h) {
+            let from = &planes[(row - self.top) * w..];
+            let start = row_start(self, row);
+            planes_to_pixels(from, h * w, channels, w, pixels, |p| (start + p) * channels);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`super::conv::input_gradient`].
+pub(crate) unsafe fn input_gradient(
+    s: &ConvShape,
+    weight: &[f32],
+    dy: &[f32],
+    dx: SharedOutput<'_>,
+) {
+    let (taps, k) = (s.taps(), s.kernel);
+    let packed = pack_panels(taps * s.c_out, s.c_in, |i, ci| {
+        let (tap, co) = (i / s.c_out, i % s.c_out);
+        weight[(co * s.c_in + ci) * taps + tap]
+    });
+    let parts = parts_per_item(s.images, (s.h * s.w).div_ceil(24).min(s.h));
+    (0..s.images * parts).into_par_iter().for_each(|task| {
+        let (image, rows) = (task / parts, split(s.h, parts, task % parts));
+        if rows.is_empty() {
+            return;
+        }
+        // x row i meets y row (i + begin - ky) / stride, for the taps ky that divide evenly.
+        let meets = |i: usize| (i + s.padding_begin) / s.stride;
+        let border = Border {
+            first: meets(rows.start),
+            height: meets(rows.end - 1) - meets(rows.start) + k,
+            width: meets(s.w - 1) + k,
+            top: k - 1,
+            left: k - 1,
+        };
+        let dy = &dy[image * s.c_out * s.h_out * s.w_out..][..s.c_out * s.h_out * s.w_out];
+        // Columns of y beyond those that x meets would not fit the bordered width.
+        let width = Border { width: border.width.max(border.left + s.w_out), ..border };
+        let border = width;
+        let input = border.pixels(dy, s.c_out, s.h_out, s.w_out);
+        let pixels = rows.len() * s.w;
+        let mut out = Scratch::new(pixels * s.c_in);
+        let mut places = vec![0; pixels];
+        let mut done = 0;
+        for phase in 0..s.stride * s.stride {
+            let (phase_y, phase_x) = (phase / s.stride, phase % s.stride);
+            let mut offsets = Vec::new();
+            for p in 0..pixels {
+                let (i, j) = (rows.start + p / s.w, p % s.w);
+                let here = ((i + s.padding_begin) % s.stride, (j + s.padding_begin) % s.stride);
+                if here == (phase_y, phase_x) {
+                    places[p] = (done + offsets.len()) * s.c_in;
+                    let row = meets(i) - border.first;
+                    offsets.push((row * border.width + meets(j)) * s.c_out);
+                }
+            }
+            let mut runs = Vec::new();
+            for ky in (phase_y..k).step_by(s.stride) {
+                for kx in (phase_x..k).step_by(s.stride) {
+                    let row = k - 1 - ky / s.stride;
+                    let column = k - 1 - kx / s.stride;
+                    runs.push(Run {
+                        a: (row * border.width + column) * s.c_out,
+                        b: (ky * k + kx) * s.c_out * panel_width(),
+                    });
+                }
+            }
+            let product = Product {
+                a: &input,
+                rows: Rows::At(&offsets),
+                a_step: 1,
+                b: &packed,
+                b_panel: taps * s.c_out * panel_width(),
+                b_step: panel_width(),
+                runs: &runs,
+                run_len: s.c_out,
+                columns: s.c_in,
+                start: Start::Zero,
+            };
+            product.write(&mut out[done * s.c_in..], s.c_in);
+            done += offsets.len();
+        }
+        let area = s.h * s.w;
+        let first = image * s.c_in * area + rows.start * s.w;
+        let end = first + (s.c_in - 1) * area + pixels;
+        // SAFETY: in bounds by `pointer`; the caller's promise, and parts are disjoint.
+        unsafe {
+            let to = dx.pointer(first..end);
+            pixels_to_planes(&out, |p| places[p], s.c_in, pixels, to, area);
+        }
+    });
+}
+
+/// dW[tap] = sum over images and pixels of x shifted by the tap, times dy.
+pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
+    let border = Border::of_input(s, &(0..s.h_out));
+    let (bordered, area) = (border.height * border.width, s.h_out * s.w_out);
+    let (taps, k) = (s.taps(), s.kernel);
+    let (xp, yp) = (s.c_in, s.c_out);
+    // Images in turn, so that their copies stay within a few tens of megabytes.
+    let per_image = bordered * xp + area * yp;
+    let at_once = ((8 << 20) / per_image.max(1)).clamp(1, s.images.max(1));
+    let mut inputs = Scratch::new(at_once * bordered * xp);
+    let mut outputs = Scratch::new(at_once * area * yp);
+    // With few output channels the vector runs along the input channels, tap by tap.
+    let few = s.c_out <= FEW_CHANNELS && s.c_in > s.c_out;
+    let mut sums = Scratch::new(s.weight_len());
+    let mut start = 0;
+    while start < s.images {
+        let n = at_once.min(s.images - start);
+        let x_len = s.c_in * s.h * s.w;
+        let work = x[start * x_len..]
+            .par_chunks(x_len)
+            .zip(dy[start * s.c_out * area..].par_chunks(s.c_out * area))
+            .zip(inputs.par_chunks_mut(bordered * xp))
+            .zip(outputs.par_chunks_mut(area * yp));
+        work.take(n).for_each(|(((x, dy), input), output)| {
+            border.pixels_into(x, s.c_in, [s.h, s.w], input);
+            planes_to_pixels(dy, area, s.c_out, area, output, |p| p * yp);
+        });
+        // One run per image row.
+        let runs = |swap: bool, tap: usize| -> Vec<Run> {
+            let shift = (tap / k * border.width + tap % k) * xp;
+            let run = |i: usize| {
+                let (image, row) = (i / s.h_out, i % s.h_out);
+                let input = (image * bordered + row * s.stride * border.width) * xp + shift;
+                let output = (image * area + row * s.w_out) * yp;
+                if swap { Run { a: output, b: input } } else { Run { a: input, b: output } }
+            };
+            (0..n * s.h_out).map(run).collect()
+        };
+        let begin = if start == 0 { Start::Zero } else { Start::Existing };
+        if few {
+            let per_tap = s.c_out * s.c_in;
+            sums.par_chunks_mut(per_tap).enumerate().for_each(|(tap, sums)| {
+                let product = Product {
+                    a: &outputs,
+                    rows: Rows::Every { stride: 1, count: s.c_out },
+                    a_step: yp,
+                    b: &inputs,
+                    b_panel: panel_width(),
+                    b_step: s.stride * xp,
+                    runs: &runs(true, tap),
+                    run_len: s.w_out,
+                    columns: s.c_in,
+                    start: begin,
+                };
+                product.write(sums, s.c_in);
+            });
+        } else {
+            let offset = |i: usize| {
+                let (tap, ci) = (i / s.c_in, i % s.c_in);
+                (tap / k * border.width + tap % k) * xp + ci
+            };
+            let offsets: Vec<usize> = (0..taps * s.c_in).map(offset).collect();
+            let product = Product {
+                a: &inputs,
+                rows: Rows::At(&offsets),
+                a_step: s.stride * xp,
+                b: &outputs,
+                b_panel: panel_width(),
+                b_step: yp,
+                runs: &runs(false, 0),
+                run_len: s.w_out,
+                columns: s.c_out,
+                start: begin,
+            };
+            // SAFETY: `sums` is borrowed mutably.
+            unsafe { product.write_parallel(SharedOutput::new(&mut sums), s.c_out) };
+        }
+        start += n;
+    }
+    if s.images == 0 {
+        sums.fill(0.0);
+    }
+    dweight.par_chunks_mut(s.c_in * taps).enumerate().for_each(|(co, dweight)| {
+        for (i, to) in dweight.iter_mut().enumerate() {
+            let (ci, tap) = (i / taps, i % taps);
+            *to = if few {
+                sums[(tap * s.c_out + co) * s.c_in + ci]
+            } else {
+                sums[(tap * s.c_in + ci) * s.c_out + co]
+            };
+        }
+    });
+}

@@ -1,0 +1,225 @@
+//! One vector register, for code that cannot be left to the compiler's vectoriser.
+
+use super::simd::{Baseline, MulAdd};
+
+/// A register of `LANES` floats.
+///
+/// # Safety
+/// All functions may be called only where the instruction set of the type is available, and the
+/// pointers must be valid for as many floats as are read or written.
+pub(crate) trait Vector: Copy {
+    const LANES: usize;
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// The first `n < LANES` lanes; the others are zero.
+    unsafe fn load_first(from: *const f32, n: usize) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn store_first(self, to: *mut f32, n: usize);
+    /// `self * b + c`.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+}
+
+/// Lanes in plain Rust; the compiler maps them to what the target has.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable([f32; 8]);
+
+impl Vector for Portable {
+    const LANES: usize = 8;
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's pointer is valid for 8 floats.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        let mut lanes = [0.0; 8];
+        for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+            // SAFETY: the caller's pointer is valid for n floats.
+            *lane = unsafe { *from.add(i) };
+        }
+        Self(lanes)
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's pointer is valid for 8 floats.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        for (i, lane) in self.0.iter().enumerate().take(n) {
+            // SAFETY: the caller's pointer is valid for n floats.
+            unsafe { *to.add(i) = *lane };
+        }
+    }
+    #[inline(always)]
+    unsafe fn mul_add(mut self, b: Self, c: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] = Baseline::mul_add(self.0[i], b.0[i], c.0[i]);
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn add(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] += other.0[i];
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn sub(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] -= other.0[i];
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn mul(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] *= other.0[i];
+        }
+        self
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Vector;
+    use std::arch::x86_64::*;
+
+    /// Lanes set in a mask of the first n: read 8 integers from position 8 - n.
+    static FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    // SAFETY of both implementations: the trait's contract gives the instruction set and the
+    // pointers' validity, which is all that these intrinsics ask for.
+    impl Vector for __m256 {
+        const LANES: usize = 8;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm256_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm256_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, n: usize) -> Self {
+            debug_assert!(n <= 8);
+            unsafe {
+                let mask = _mm256_loadu_si256(FIRST.as_ptr().add(8 - n).cast());
+                _mm256_maskload_ps(from, mask)
+            }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, n: usize) {
+            debug_assert!(n <= 8);
+            unsafe {
+                let mask = _mm256_loadu_si256(FIRST.as_ptr().add(8 - n).cast());
+                _mm256_maskstore_ps(to, mask, self);
+            }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            unsafe { _mm256_fmadd_ps(self, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { _mm256_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { _mm256_sub_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            unsafe { _mm256_mul_ps(self, other) }
+        }
+    }
+
+    impl Vector for __m512 {
+        const LANES: usize = 16;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            unsafe { _mm512_set1_ps(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { _mm512_loadu_ps(from) }
+        }
+        #[inline(always)]
+        unsafe fn load_first(from: *const f32, n: usize) -> Self {
+            debug_assert!(n < 16);
+            unsafe { _mm512_maskz_loadu_ps((1u16 << n) - 1, from) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(self, to: *mut f32, n: usize) {
+            debug_assert!(n < 16);
+            unsafe { _mm512_mask_storeu_ps(to, (1u16 << n) - 1, self) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+            unsafe { _mm512_fmadd_ps(self, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { _mm512_add_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { _mm512_sub_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            unsafe { _mm512_mul_ps(self, other) }
+        }
+    }
+}
+
+/// Defines an unsafe function that runs `body::<V: Vector>`, an `#[inline(always)]` generic
+/// function, with the widest register of this machine.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        unsafe fn $name($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")]
+            unsafe fn avx512($($arg: $ty),*) {
+                // SAFETY: the caller's promises; the features are enabled here.
+                unsafe { $body::<std::arch::x86_64::__m512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            unsafe fn avx2($($arg: $ty),*) {
+                // SAFETY: as above.
+                unsafe { $body::<std::arch::x86_64::__m256>($($arg),*) }
+            }
+            // SAFETY: the caller's promises; `instruction_set` found the features.
+            unsafe {
+                match $crate::cpu::simd::instruction_set() {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::simd::InstructionSet::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::cpu::simd::InstructionSet::Avx2 => avx2($($arg),*),
+                    $crate::cpu::simd::InstructionSet::Portable => {
+                        $body::<$crate::cpu::vector::Portable>($($arg),*)
+                    }
+                }
+            }
+        }
+    };
+}
+pub(crate) use vectorised;
