@@ -50,7 +50,7 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
         {
             return self.experts[first].predict(x_t, t);
         }
-        let image = |batch: &Tensor<4>, i: usize| batch.clone().slice([i..i + 1]);
+        let image = |batch: &Tensor<4>, i: usize| batch.clone().narrow(0, i, 1);
         let mut outputs: Vec<Option<Tensor<4>>> = vec![None; t.len()];
         for (index, expert) in self.experts.iter().enumerate() {
             let mine: Vec<usize> = (0..t.len()).filter(|&i| chosen[i] == index).collect();
