@@ -15,14 +15,17 @@ pub mod timestep;
 pub mod unet;
 
 pub use checkpoint::{
-    CheckpointError, LoadedModel, PipelineFolder, load_pipeline, save_pipeline, save_pipeline_weights,
+    CheckpointError, LoadedModel, PipelineFolder, load_pipeline, save_pipeline,
+    save_pipeline_weights,
 };
 pub use denoiser::{Denoiser, DenoiserFn};
 pub use noise::standard_normal;
 pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates, ScheduleError};
 pub use prediction::PredictionType;
 pub use range_ensemble::RangeEnsemble;
-pub use sampler::{SampleError, SampleProgress, SamplerConfig, SamplerKind, SamplingMethod, sample};
+pub use sampler::{
+    SampleError, SampleProgress, SamplerConfig, SamplerKind, SamplingMethod, sample,
+};
 pub use scheduler_config::{
     SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing, VarianceType,
 };

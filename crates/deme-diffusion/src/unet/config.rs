@@ -183,11 +183,9 @@ impl UNet2DConfig {
     pub fn from_json(text: &str) -> Result<Self, UNetConfigError> {
         let fields: Map<String, Value> =
             serde_json::from_str(text).map_err(|source| UNetConfigError::Json { source })?;
-        if let Some(class) = fields.get("_class_name") {
-            if class != CLASS_NAME {
-                let found = class.as_str().map_or_else(|| class.to_string(), str::to_owned);
-                return Err(UNetConfigError::Class { found });
-            }
+        if let Some(class) = fields.get("_class_name").filter(|class| *class != CLASS_NAME) {
+            let found = class.as_str().map_or_else(|| class.to_string(), str::to_owned);
+            return Err(UNetConfigError::Class { found });
         }
         let fields: Map<String, Value> =
             fields.into_iter().filter(|(name, _)| !name.starts_with('_')).collect();
@@ -283,7 +281,7 @@ impl UNet2DConfig {
             return invalid("mid_block_scale_factor", reason);
         }
         let frequencies = (self.block_out_channels[0] / 2) as f64;
-        if !(frequencies - self.freq_shift > 0.0) {
+        if !self.freq_shift.is_finite() || self.freq_shift >= frequencies {
             let reason = format!(
                 "is {}, but there are only block_out_channels[0] / 2 = {frequencies} frequencies",
                 self.freq_shift
