@@ -33,10 +33,12 @@ pub use ema::{Ema, EmaConfig};
 pub use finetune::{Event, FinetuneError, FinetuneTask, Finetuned, finetune};
 pub use finetune_config::{FinetuneConfig, ImpossibleValue};
 pub use finetuner::{Finetuner, StepError, StepReport};
-pub use gradient_similarity::{GradientSimilarityConfig, gradient_cosines};
+pub use gradient_similarity::{
+    GradientSimilarityConfig, GradientSimilarityError, gradient_cosines,
+};
 pub use learning_rate::{LrSchedule, LrScheduleKind};
 pub use loss_log::{LossLog, LossPoint};
-pub use loss_probe::{LossProbe, LossProbeConfig};
+pub use loss_probe::{LossProbe, LossProbeConfig, LossProbeError};
 pub use loss_weighting::LossWeighting;
 pub use micro_batch::{MicroBatch, MicroBatches};
 pub use timestep_sampler::{Granularity, TimestepSampler, TimestepSampling};

@@ -25,6 +25,7 @@ pub struct LossLog {
     /// One point for each finished interval.
     pub points: Vec<LossPoint>,
     /// The interval that is not finished.
+    #[serde(default, skip_serializing_if = "Sums::is_empty")]
     pending: Sums,
 }
 
@@ -35,6 +36,12 @@ struct Sums {
     diffusion_loss: f64,
     consistency_loss: Option<f64>,
     grad_norm: f64,
+}
+
+impl Sums {
+    fn is_empty(&self) -> bool {
+        self.iterations == 0
+    }
 }
 
 impl LossLog {
@@ -56,7 +63,7 @@ impl LossLog {
     /// Closes an interval that the run's end cut short, if there is one.
     pub fn close(&mut self, iteration: u64) {
         let sums = std::mem::take(&mut self.pending);
-        if sums.iterations > 0 {
+        if !sums.is_empty() {
             let count = sums.iterations as f64;
             self.points.push(LossPoint {
                 iteration,

@@ -25,7 +25,7 @@ use crate::finetune_config::ImpossibleValue;
 
 /// The weight of a timestep's diffusion loss.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "snake_case", from = "Written")]
 pub enum LossWeighting {
     /// Weight 1 on the model's own target, whichever that is (Ho et al. 2020, eq. 14, for eps).
     #[default]
@@ -37,19 +37,16 @@ pub enum LossWeighting {
     TruncatedSnr,
     /// `w_x0 = min(SNR, gamma)` (Hang et al. 2023, section 3.4). On eps: `w_eps = min(1, gamma / SNR)`.
     MinSnrGamma {
-        /// Where the weight is cut; the paper's value is 5.
-        #[serde(default = "five")]
+        /// Where the weight is cut; the paper's value is 5, the default.
         gamma: f64,
     },
     /// `w_eps = 1 / (k + SNR)^gamma` (Choi et al. 2022, eq. 8: their lambda_t is what makes the bound's
     /// terms the unweighted eps loss, so the factor beside it is the weight on eps).
     /// On x_0: `w_x0 = SNR / (k + SNR)^gamma`.
     P2 {
-        /// Keeps the weight finite where SNR is 0; the paper's value is 1.
-        #[serde(default = "one")]
+        /// Keeps the weight finite where SNR is 0; the paper's value is 1, the default.
         k: f64,
-        /// Strength; the paper's values are 0.5 and 1.
-        #[serde(default = "one")]
+        /// Strength; the paper's values are 0.5 and 1, the default.
         gamma: f64,
     },
 }
@@ -100,6 +97,37 @@ impl LossWeighting {
                 positive("loss_weighting.k", k)?;
                 positive("loss_weighting.gamma", gamma)
             }
+        }
+    }
+}
+
+/// [`LossWeighting`] as it is written: serde refuses unknown keys only beside variants with fields.
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+enum Written {
+    Uniform {},
+    SnrPlusOne {},
+    TruncatedSnr {},
+    MinSnrGamma {
+        #[serde(default = "five")]
+        gamma: f64,
+    },
+    P2 {
+        #[serde(default = "one")]
+        k: f64,
+        #[serde(default = "one")]
+        gamma: f64,
+    },
+}
+
+impl From<Written> for LossWeighting {
+    fn from(written: Written) -> Self {
+        match written {
+            Written::Uniform {} => Self::Uniform,
+            Written::SnrPlusOne {} => Self::SnrPlusOne,
+            Written::TruncatedSnr {} => Self::TruncatedSnr,
+            Written::MinSnrGamma { gamma } => Self::MinSnrGamma { gamma },
+            Written::P2 { k, gamma } => Self::P2 { k, gamma },
         }
     }
 }
@@ -184,11 +212,15 @@ mod tests {
 
     #[test]
     fn recipes_name_the_kind_and_unknown_keys_are_refused() {
-        let read = |text| serde_json::from_str::<LossWeighting>(text);
+        let read = |text: &str| serde_json::from_str::<LossWeighting>(text);
         let min_snr = read(r#"{"kind": "min_snr_gamma"}"#).unwrap();
         assert_eq!(min_snr, LossWeighting::MinSnrGamma { gamma: 5.0 });
         assert_eq!(read(r#"{"kind": "uniform"}"#).unwrap(), LossWeighting::Uniform);
+        for weighting in [LossWeighting::Uniform, ALL[0], ALL[1], ALL[2], ALL[3]] {
+            assert_eq!(read(&serde_json::to_string(&weighting).unwrap()).unwrap(), weighting);
+        }
         assert!(read(r#"{"kind": "p2", "delta": 1.0}"#).is_err());
+        assert!(read(r#"{"kind": "uniform", "gamma": 1.0}"#).is_err());
         assert!(read(r#"{"kind": "snr"}"#).is_err());
     }
 

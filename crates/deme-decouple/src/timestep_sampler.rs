@@ -72,14 +72,13 @@ impl TimestepSampler {
     /// the first of them; in an odd batch the last drawn one has none.
     pub fn draw(&self, batch_size: usize, rng: &mut impl Rng) -> Vec<usize> {
         let drawn = if self.config.antithetic { batch_size.div_ceil(2) } else { batch_size };
-        let whole_batch = self.range_of_one_decision(rng);
+        let mut range = self.range_of_one_decision(rng);
         let mut timesteps = Vec::with_capacity(batch_size);
-        let mut mirrored = Vec::with_capacity(batch_size - drawn);
-        for _ in 0..drawn {
-            let range = match self.config.granularity {
-                Granularity::Batch => whole_batch,
-                Granularity::Sample => self.range_of_one_decision(rng),
-            };
+        let mut mirrored = Vec::with_capacity(drawn);
+        for i in 0..drawn {
+            if i > 0 && self.config.granularity == Granularity::Sample {
+                range = self.range_of_one_decision(rng);
+            }
             let t = range.low + below(range.len(), rng);
             timesteps.push(t);
             mirrored.push(range.low + range.high - 1 - t);
