@@ -48,7 +48,7 @@ pub enum ClipError {
         /// The folder.
         path: PathBuf,
         /// Missing, unused and wrongly shaped tensors.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// The weights could not be read or written.
     #[error(transparent)]

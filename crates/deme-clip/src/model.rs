@@ -67,8 +67,10 @@ impl ClipModel {
         BUFFERS.iter().for_each(|buffer| drop(state.remove(buffer)));
         state.check_finite()?;
         let model = Self::new(&config, &mut Init::new(0, device))?;
-        load_state_dict(model, &state)
-            .map_err(|source| ClipError::Weights { path: folder.to_owned(), source })
+        load_state_dict(model, &state).map_err(|error| ClipError::Weights {
+            path: folder.to_owned(),
+            source: Box::new(error),
+        })
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing folder, as transformers'

@@ -67,7 +67,7 @@ impl Default for TinyClipConfig {
     fn default() -> Self {
         Self {
             patch_size: 4,
-            hidden_size: 96,
+            hidden_size: 64,
             num_hidden_layers: 3,
             num_attention_heads: 4,
             projection_dim: 64,
@@ -272,7 +272,7 @@ pub fn train_tiny_clip(
         state.losses.push(loss);
         state.step += 1;
         if let Some(checkpoint) = &checkpoint
-            && (state.step % config.checkpoint_every == 0 || state.step == config.steps)
+            && (state.step.is_multiple_of(config.checkpoint_every) || state.step == config.steps)
         {
             checkpoint.save(&clip.model, &state)?;
         }
@@ -548,8 +548,10 @@ impl Checkpoint {
         let step = losses.len();
         moments.set_metadata("steps", step.to_string());
         let optimizer = AdamW::from_state_dict(config.adamw, &moments, device)?;
-        let model = load_state_dict(model, &weights)
-            .map_err(|source| ClipError::Weights { path: self.path.clone(), source })?;
+        let model = load_state_dict(model, &weights).map_err(|error| ClipError::Weights {
+            path: self.path.clone(),
+            source: Box::new(error),
+        })?;
         Ok((model, TrainState { optimizer, losses, step }))
     }
 }

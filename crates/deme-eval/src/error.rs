@@ -180,7 +180,13 @@ pub enum EvalError {
     },
     /// CLIP failed.
     #[error(transparent)]
-    Clip(#[from] ClipError),
+    Clip(Box<ClipError>),
+}
+
+impl From<ClipError> for EvalError {
+    fn from(error: ClipError) -> Self {
+        Self::Clip(Box::new(error))
+    }
 }
 
 impl EvalError {
