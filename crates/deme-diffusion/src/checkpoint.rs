@@ -150,8 +150,10 @@ impl PipelineFolder {
         let model = UNet2DModel::new(&config, &mut Init::new(0, device)).map_err(|source| {
             CheckpointError::UNetConfig { path: self.unet.join(UNET_CONFIG), source }
         })?;
-        deme_nn::load_state_dict(model, &state)
-            .map_err(|source| CheckpointError::Fit { folder: self.unet.clone(), source })
+        deme_nn::load_state_dict(model, &state).map_err(|source| CheckpointError::Fit {
+            folder: self.unet.clone(),
+            source: Box::new(source),
+        })
     }
 }
 
@@ -392,7 +394,7 @@ pub enum CheckpointError {
         /// The folder.
         folder: PathBuf,
         /// All differences.
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// A folder that holds something else than an earlier model of ours.
     #[error(

@@ -284,11 +284,8 @@ fn weights_that_do_not_fit_are_listed() {
     state.insert("conv_out.bias".into(), StoredTensor::from_f32(vec![3], vec![0.0; 3]));
     flat(folder.path(), unet.config(), &state);
     let error = load(folder.path()).unwrap_err();
-    let CheckpointError::Fit {
-        source: LoadError::Mismatch { applied, missing, unused, wrong_shape },
-        ..
-    } = &error
-    else {
+    let CheckpointError::Fit { source, .. } = &error else { panic!("{error}") };
+    let LoadError::Mismatch { applied, missing, unused, wrong_shape } = &**source else {
         panic!("{error}")
     };
     assert_eq!(*applied, all - 2);
