@@ -58,7 +58,12 @@ pub fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    plain::linear(x, weight, bias)
+    if !on_cpu(&x) {
+        return plain::linear(x, weight, bias);
+    }
+    let bias = bias.unwrap_or_else(|| zeros(&x, weight.dims()[0]));
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(Dispatch::linear(x, weight, bias))
 }
 
 /// The bias of a layer that has none.

@@ -13,6 +13,25 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, DispatchTensorKind, Flex, backend_extension};
 use burn::tensor::{DType, Tensor};
 
+/// The CPU backend's own tensor, when `x` is one without autodiff.
+pub(crate) fn into_cpu<const D: usize>(x: Tensor<D>) -> Option<FloatTensor<Flex>> {
+    match x.into_dispatch().kind {
+        DispatchTensorKind::Flex(inner) => Some(inner.float()),
+        #[allow(unreachable_patterns)]
+        _ => None,
+    }
+}
+
+/// The reverse of [`into_cpu`].
+pub(crate) fn from_cpu<const D: usize>(x: FloatTensor<Flex>) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(x)
+}
+
+/// Whether `x` is a tensor that [`into_cpu`] takes, of f32.
+pub(crate) fn on_plain_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && matches!(x.clone().into_dispatch().kind, DispatchTensorKind::Flex(_))
+}
+
 /// Whether `x` lives where the kernels run: f32 on the CPU backend, with or without autodiff.
 pub(crate) fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     // Taking the dispatch form apart needs an owned tensor; a clone shares the memory.
@@ -44,6 +63,22 @@ pub(crate) trait KernelOps: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         geometry: ConvGeometry,
+    ) -> FloatTensor<Self>;
+
+    /// See [`crate::linear`].
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// See [`crate::attention`].
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+        causal: bool,
     ) -> FloatTensor<Self>;
 }
 
@@ -86,6 +121,40 @@ pub(crate) trait CpuKernels: Backend {
         dy: FloatTensor<Self>,
         wanted: [bool; 3],
     ) -> [Option<FloatTensor<Self>>; 3];
+
+    /// The linear map of the last dimension.
+    fn linear_forward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// The wanted ones among the gradients of x, weight and bias.
+    fn linear_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+        wanted: [bool; 3],
+    ) -> [Option<FloatTensor<Self>>; 3];
+
+    /// Attention of all heads.
+    fn attention_forward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+        causal: bool,
+    ) -> FloatTensor<Self>;
+
+    /// The gradients of q, k and v.
+    fn attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+        causal: bool,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 3];
 }
 
 impl KernelOps for Flex {
@@ -107,6 +176,75 @@ impl KernelOps for Flex {
         geometry: ConvGeometry,
     ) -> FloatTensor<Self> {
         Self::conv2d_forward(x, weight, bias, geometry)
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::linear_forward(x, weight, bias)
+    }
+
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+        causal: bool,
+    ) -> FloatTensor<Self> {
+        Self::attention_forward(q, k, v, scale, causal)
+    }
+}
+
+#[derive(Debug)]
+struct LinearBackward;
+
+impl<B: CpuKernels> Backward<B, 3> for LinearBackward {
+    /// x and weight.
+    type State = [NodeId; 2];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let inputs = ops.state;
+        let [x, weight] = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let all = B::linear_backward(x, weight, dy, wanted);
+        for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let (Some(node), Some(grad)) = (parent, grad) {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AttentionBackward;
+
+impl<B: CpuKernels> Backward<B, 3> for AttentionBackward {
+    /// q, k, v; scale and causality.
+    type State = ([NodeId; 3], f64, bool);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (inputs, scale, causal) = ops.state;
+        let [q, k, v] = inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let all = B::attention_backward(q, k, v, scale, causal, dy);
+        for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
     }
 }
 
@@ -209,6 +347,53 @@ impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => {
                 let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
                 prep.finish(B::conv2d_forward(x, weight, bias, geometry))
+            }
+        }
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let prepared = LinearBackward
+            .prepare::<C>([x.node(), weight.node(), bias.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&x, &weight].map(|input| prep.checkpoint(input));
+                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
+                prep.finish(inputs, B::linear_forward(x, weight, bias))
+            }
+            OpsKind::UnTracked(prep) => {
+                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
+                prep.finish(B::linear_forward(x, weight, bias))
+            }
+        }
+    }
+
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        scale: f64,
+        causal: bool,
+    ) -> FloatTensor<Self> {
+        let prepared = AttentionBackward
+            .prepare::<C>([q.node(), k.node(), v.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&q, &k, &v].map(|input| prep.checkpoint(input));
+                let [q, k, v] = [q, k, v].map(|input| input.into_primitive());
+                let y = B::attention_forward(q, k, v, scale, causal);
+                prep.finish((inputs, scale, causal), y)
+            }
+            OpsKind::UnTracked(prep) => {
+                let [q, k, v] = [q, k, v].map(|input| input.into_primitive());
+                prep.finish(B::attention_forward(q, k, v, scale, causal))
             }
         }
     }

@@ -1,10 +1,13 @@
 //! The kernels on Burn's CPU tensors: from tensors to slices and back.
 
+use crate::cpu::attention::{self, AttentionShape};
 use crate::cpu::buffer::SharedOutput;
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::group_norm::{self, GroupNormShape};
+use crate::cpu::linear::{self, LinearShape};
+use crate::cpu::optimizer;
 use crate::extension::CpuKernels;
-use crate::{Activation, ConvGeometry};
+use crate::{Activation, AdamWStep, ConvGeometry};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Bytes, DType, Flex, Shape, TensorMetadata};
 use std::mem::MaybeUninit;
@@ -73,6 +76,73 @@ fn conv_shape(x: &FlexTensor, weight: &FlexTensor, geometry: ConvGeometry) -> Co
         h_out: out(h),
         w_out: out(w),
     }
+}
+
+fn linear_shape(x: &FlexTensor, weight: &FlexTensor) -> LinearShape {
+    let (x, weight) = (x.shape(), weight.shape());
+    let (leading, d_in) = (&x[..x.num_dims() - 1], x[x.num_dims() - 1]);
+    assert_eq!(d_in, weight[1], "features of the input, and those of the weight {weight:?}");
+    LinearShape { rows: leading.iter().product(), d_in, d_out: weight[0] }
+}
+
+fn attention_shape(
+    q: &FlexTensor,
+    k: &FlexTensor,
+    v: &FlexTensor,
+    scale: f64,
+    causal: bool,
+) -> AttentionShape {
+    let (q, k, v) = (q.shape(), k.shape(), v.shape());
+    assert_eq!(q[..2], k[..2], "images and heads of queries and keys");
+    assert_eq!(k[..3], v[..3], "images, heads and length of keys and values");
+    assert_eq!(q[3], k[3], "width of queries and keys");
+    AttentionShape {
+        heads: q[0] * q[1],
+        queries: q[2],
+        keys: k[2],
+        d: q[3],
+        d_v: v[3],
+        scale: scale as f32,
+        causal,
+    }
+}
+
+/// A tensor whose entries can be changed in place: itself when nobody shares it, else a copy.
+fn owned(x: FlexTensor) -> FlexTensor {
+    let whole = x.layout().start_offset() == 0
+        && x.as_slice::<f32>().is_some_and(|entries| size_of_val(entries) == x.bytes().len());
+    if whole && x.is_unique() {
+        return x;
+    }
+    let x = contiguous(x);
+    tensor(entries(&x).to_vec(), x.shape())
+}
+
+/// [`crate::adamw_step`]: in place where the tensors are not shared.
+pub(crate) fn adamw_step(
+    [theta, m, v]: [FlexTensor; 3],
+    grad: FlexTensor,
+    step: &AdamWStep,
+) -> [FlexTensor; 3] {
+    let [mut theta, mut m, mut v] = [theta, m, v].map(owned);
+    let grad = contiguous(grad);
+    let [theta_entries, m_entries, v_entries] =
+        [&mut theta, &mut m, &mut v].map(|x| x.storage_mut());
+    optimizer::adamw(step, theta_entries, entries(&grad), m_entries, v_entries);
+    [theta, m, v]
+}
+
+/// [`crate::ema_step`]: in place where the average is not shared.
+pub(crate) fn ema_step(ema: FlexTensor, theta: FlexTensor, decay: f64) -> FlexTensor {
+    let mut ema = owned(ema);
+    let theta = contiguous(theta);
+    optimizer::ema(ema.storage_mut(), entries(&theta), decay);
+    ema
+}
+
+/// [`crate::squared_norm`].
+pub(crate) fn squared_norm(x: FlexTensor) -> f64 {
+    optimizer::squared_norm(entries(&contiguous(x)))
 }
 
 impl CpuKernels for Flex {
@@ -168,5 +238,95 @@ impl CpuKernels for Flex {
             tensor(dbias, [s.c_out])
         });
         [dx, dweight, dbias]
+    }
+
+    fn linear_forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
+        let s = linear_shape(&x, &weight);
+        let mut shape = x.shape();
+        let last = shape.num_dims() - 1;
+        shape[last] = s.d_out;
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
+        let (x, weight, bias) = (entries(&x), entries(&weight), entries(&bias));
+        // SAFETY: `forward` writes all of y, which nobody else knows yet.
+        let y = unsafe {
+            filled(s.rows * s.d_out, |y| {
+                linear::forward(&s, x, weight, bias, SharedOutput::uninit(y));
+            })
+        };
+        tensor(y, shape)
+    }
+
+    fn linear_backward(
+        x: FlexTensor,
+        weight: FlexTensor,
+        dy: FlexTensor,
+        wanted: [bool; 3],
+    ) -> [Option<FlexTensor>; 3] {
+        let s = linear_shape(&x, &weight);
+        let x_shape = x.shape();
+        let [x, weight, dy] = [x, weight, dy].map(contiguous);
+        let (x, weight, dy) = (entries(&x), entries(&weight), entries(&dy));
+        let dx = wanted[0].then(|| {
+            // SAFETY: `input_gradient` writes all of dx, which nobody else knows yet.
+            let dx = unsafe {
+                filled(x.len(), |dx| {
+                    linear::input_gradient(&s, weight, dy, SharedOutput::uninit(dx));
+                })
+            };
+            tensor(dx, x_shape)
+        });
+        let dweight =
+            wanted[1].then(|| tensor(linear::weight_gradient(&s, x, dy), [s.d_out, s.d_in]));
+        let dbias = wanted[2].then(|| tensor(linear::bias_gradient(&s, dy), [s.d_out]));
+        [dx, dweight, dbias]
+    }
+
+    fn attention_forward(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        scale: f64,
+        causal: bool,
+    ) -> FlexTensor {
+        let s = attention_shape(&q, &k, &v, scale, causal);
+        let mut shape = q.shape();
+        shape[3] = s.d_v;
+        let [q, k, v] = [q, k, v].map(contiguous);
+        let (q, k, v) = (entries(&q), entries(&k), entries(&v));
+        // SAFETY: `forward` writes all of y, which nobody else knows yet.
+        let y = unsafe {
+            filled(s.heads * s.queries * s.d_v, |y| {
+                attention::forward(&s, q, k, v, SharedOutput::uninit(y));
+            })
+        };
+        tensor(y, shape)
+    }
+
+    fn attention_backward(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        scale: f64,
+        causal: bool,
+        dy: FlexTensor,
+    ) -> [FlexTensor; 3] {
+        let s = attention_shape(&q, &k, &v, scale, causal);
+        let shapes = [q.shape(), k.shape(), v.shape()];
+        let [q, k, v, dy] = [q, k, v, dy].map(contiguous);
+        let (q, k, v, dy) = (entries(&q), entries(&k), entries(&v), entries(&dy));
+        let (mut dk, mut dv) = (Vec::new(), Vec::new());
+        // SAFETY: `backward` writes all of the three outputs, which nobody else knows yet.
+        let dq = unsafe {
+            filled(q.len(), |dq| {
+                dk = filled(k.len(), |dk| {
+                    dv = filled(v.len(), |dv| {
+                        let outputs = [dq, dk, dv].map(SharedOutput::uninit);
+                        attention::backward(&s, q, k, v, dy, outputs);
+                    });
+                });
+            })
+        };
+        let [q_shape, k_shape, v_shape] = shapes;
+        [tensor(dq, q_shape), tensor(dk, k_shape), tensor(dv, v_shape)]
     }
 }

@@ -1,6 +1,7 @@
 //! One step of AdamW and of the moving average, over one flat parameter.
 
-use crate::plain;
+use crate::extension::{from_cpu, into_cpu, on_plain_cpu};
+use crate::{flex, plain};
 use burn::tensor::Tensor;
 
 /// The scalars of one AdamW step (Loshchilov and Hutter 2019, algorithm 2).
@@ -41,6 +42,12 @@ pub fn adamw_step(
     v: Tensor<1>,
     step: &AdamWStep,
 ) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
+    if [&theta, &grad, &m, &v].into_iter().all(on_plain_cpu) {
+        let cpu = [theta, grad, m, v].map(|x| into_cpu(x).expect("checked above"));
+        let [theta, grad, m, v] = cpu;
+        let [theta, m, v] = flex::adamw_step([theta, m, v], grad, step).map(from_cpu);
+        return (theta, m, v);
+    }
     plain::adamw_step(theta, grad, m, v, step)
 }
 
@@ -49,10 +56,17 @@ pub fn adamw_step(
 /// # Shapes
 /// Both `[P]`, flat, without autodiff.
 pub fn ema_step(ema: Tensor<1>, theta: Tensor<1>, decay: f64) -> Tensor<1> {
+    if [&ema, &theta].into_iter().all(on_plain_cpu) {
+        let [ema, theta] = [ema, theta].map(|x| into_cpu(x).expect("checked above"));
+        return from_cpu(flex::ema_step(ema, theta, decay));
+    }
     plain::ema_step(ema, theta, decay)
 }
 
 /// Sum of squares of all entries, in f64.
 pub fn squared_norm(x: Tensor<1>) -> f64 {
+    if on_plain_cpu(&x) {
+        return flex::squared_norm(into_cpu(x).expect("checked above"));
+    }
     plain::squared_norm(x)
 }

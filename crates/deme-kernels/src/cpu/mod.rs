@@ -3,10 +3,13 @@
 //! Every sum has one order, whatever the number of threads, and every image's result is the same
 //! alone or in a batch. Threads are rayon's, the caller's pool.
 
+pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod direct_conv;
 pub(crate) mod group_norm;
+pub(crate) mod linear;
+pub(crate) mod optimizer;
 pub(crate) mod pointwise_conv;
 pub(crate) mod product;
 pub(crate) mod simd;

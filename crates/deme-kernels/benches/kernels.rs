@@ -1,0 +1,197 @@
+//! Kernel against plain path, forward alone and with backward: `cargo bench -p deme-kernels`.
+//!
+//! The sizes are those of small diffusion networks in training and of ddpm-cifar10-32.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use burn::tensor::{Device, Tensor, TensorData};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use deme_kernels::{Activation, AdamWStep, ConvGeometry, plain};
+use rand::SeedableRng;
+use rand_distr::{Distribution, StandardNormal};
+use std::time::Duration;
+
+fn tensor<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    let n = shape.iter().product();
+    let values: Vec<f32> = (0..n).map(|_| StandardNormal.sample(&mut rng)).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+}
+
+/// Times `f` on the inputs as they are, and with the backward pass to all of them.
+fn both<const D: usize>(
+    c: &mut Criterion,
+    name: &str,
+    id: &str,
+    inputs: (Tensor<D>, Vec<Tensor<1>>),
+    f: impl Fn(Tensor<D>, Vec<Tensor<1>>) -> Tensor<D>,
+) {
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_millis(200));
+    group.measurement_time(Duration::from_millis(800));
+    group.bench_function(BenchmarkId::new("forward", id), |b| {
+        b.iter(|| f(inputs.0.clone(), inputs.1.clone()));
+    });
+    group.bench_function(BenchmarkId::new("with backward", id), |b| {
+        b.iter(|| {
+            let x = inputs.0.clone().autodiff().require_grad();
+            let rest = inputs.1.iter().map(|t| t.clone().autodiff().require_grad()).collect();
+            let y = f(x, rest);
+            let g = y.clone().detach();
+            (y * g).sum().backward()
+        });
+    });
+    group.finish();
+}
+
+fn convolutions(c: &mut Criterion) {
+    let sizes = [
+        // batch, in, out, side, kernel, stride
+        [16, 32, 32, 32, 3, 1],
+        [16, 64, 64, 16, 3, 1],
+        [32, 64, 64, 8, 3, 1],
+        [32, 128, 128, 4, 3, 1],
+        [8, 128, 128, 32, 3, 1],
+        [8, 256, 256, 16, 3, 1],
+        [8, 256, 256, 8, 3, 1],
+        [16, 3, 32, 32, 3, 1],
+        [16, 32, 3, 32, 3, 1],
+        [16, 64, 64, 16, 3, 2],
+        [16, 64, 128, 16, 1, 1],
+    ];
+    for [b, c_in, c_out, side, kernel, stride] in sizes {
+        let geometry = match stride {
+            1 => ConvGeometry::same(kernel),
+            _ => ConvGeometry { stride, padding_begin: 0, padding_end: 1 },
+        };
+        let x = tensor(1, [b, c_in, side, side]);
+        let shape = [c_out, c_in, kernel, kernel];
+        let weight = tensor(2, [c_out * c_in * kernel * kernel]);
+        let rest = vec![weight, tensor(3, [c_out])];
+        let id = format!("{kernel}x{kernel}/{stride} {b}x{c_in}->{c_out} at {side}");
+        let parts = |mut rest: Vec<Tensor<1>>| {
+            let bias = rest.pop();
+            (rest.remove(0).reshape(shape), bias)
+        };
+        both(c, "conv2d kernel", &id, (x.clone(), rest.clone()), |x, rest| {
+            let (weight, bias) = parts(rest);
+            deme_kernels::conv2d(x, weight, bias, geometry)
+        });
+        both(c, "conv2d plain", &id, (x, rest), |x, rest| {
+            let (weight, bias) = parts(rest);
+            plain::conv2d(x, weight, bias, geometry)
+        });
+    }
+}
+
+fn group_norms(c: &mut Criterion) {
+    for [b, channels, side, groups] in [[16, 64, 16, 8], [8, 128, 32, 32], [32, 128, 4, 32]] {
+        let x = tensor(1, [b, channels, side, side]);
+        let rest = vec![tensor(2, [channels]), tensor(3, [channels])];
+        let id = format!("{b}x{channels} at {side}, {groups} groups");
+        type Norm = fn(Tensor<4>, Tensor<1>, Tensor<1>, usize, f64, Activation) -> Tensor<4>;
+        let norms: [(&str, Norm); 2] = [
+            ("group_norm kernel", deme_kernels::group_norm),
+            ("group_norm plain", plain::group_norm),
+        ];
+        for (name, norm) in norms {
+            both(c, name, &id, (x.clone(), rest.clone()), |x, mut rest| {
+                let bias = rest.pop().unwrap();
+                norm(x, rest.pop().unwrap(), bias, groups, 1e-5, Activation::Silu)
+            });
+        }
+    }
+}
+
+fn attentions(c: &mut Criterion) {
+    for [b, heads, l, d] in [[16, 1, 256, 64], [16, 8, 64, 8], [8, 1, 256, 256]] {
+        let shape = [b, heads, l, d];
+        let n = b * heads * l * d;
+        let x = tensor(1, shape);
+        let rest = vec![tensor(2, [n]), tensor(3, [n])];
+        let id = format!("{b}x{heads}, {l} of {d}");
+        type Attention = fn(Tensor<4>, Tensor<4>, Tensor<4>, f64, bool) -> Tensor<4>;
+        let both_paths: [(&str, Attention); 2] =
+            [("attention kernel", deme_kernels::attention), ("attention plain", plain::attention)];
+        for (name, attention) in both_paths {
+            both(c, name, &id, (x.clone(), rest.clone()), |q, mut rest| {
+                let v = rest.pop().unwrap().reshape(shape);
+                attention(q, rest.pop().unwrap().reshape(shape), v, 0.125, false)
+            });
+        }
+    }
+}
+
+fn linears(c: &mut Criterion) {
+    for [rows, d_in, d_out] in [[16, 128, 512], [4096, 64, 64], [16, 512, 512]] {
+        let x = tensor(1, [rows, d_in]);
+        let rest = vec![tensor(2, [d_out * d_in]), tensor(3, [d_out])];
+        let id = format!("{rows}x{d_in}->{d_out}");
+        type Linear = fn(Tensor<2>, Tensor<2>, Option<Tensor<1>>) -> Tensor<2>;
+        let both_paths: [(&str, Linear); 2] =
+            [("linear kernel", deme_kernels::linear::<2>), ("linear plain", plain::linear::<2>)];
+        for (name, linear) in both_paths {
+            both(c, name, &id, (x.clone(), rest.clone()), |x, mut rest| {
+                let bias = rest.pop();
+                linear(x, rest.pop().unwrap().reshape([d_out, d_in]), bias)
+            });
+        }
+    }
+}
+
+fn optimizer(c: &mut Criterion) {
+    let step = AdamWStep {
+        learning_rate: 1e-4,
+        beta1: 0.95,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 1e-6,
+        step: 3,
+        grad_scale: 0.7,
+    };
+    let n = 1 << 20;
+    let [theta, grad, m] = [1, 2, 3].map(|seed| tensor(seed, [n]));
+    let v = tensor(4, [n]).square();
+    let mut group = c.benchmark_group("optimizer");
+    group.sample_size(10).warm_up_time(Duration::from_millis(200));
+    group.measurement_time(Duration::from_millis(800));
+    macro_rules! pair {
+        ($name:literal, $call:expr) => {{
+            group.bench_function(concat!($name, " kernel"), |b| {
+                use deme_kernels as path;
+                b.iter(|| {
+                    let call = $call;
+                    call(path::adamw_step, path::ema_step, path::squared_norm)
+                });
+            });
+            group.bench_function(concat!($name, " plain"), |b| {
+                use plain as path;
+                b.iter(|| {
+                    let call = $call;
+                    call(path::adamw_step, path::ema_step, path::squared_norm)
+                });
+            });
+        }};
+    }
+    type Step = fn(
+        Tensor<1>,
+        Tensor<1>,
+        Tensor<1>,
+        Tensor<1>,
+        &AdamWStep,
+    ) -> (Tensor<1>, Tensor<1>, Tensor<1>);
+    type Ema = fn(Tensor<1>, Tensor<1>, f64) -> Tensor<1>;
+    type Norm = fn(Tensor<1>) -> f64;
+    pair!("adamw 1M", |adamw: Step, _: Ema, _: Norm| {
+        adamw(theta.clone(), grad.clone(), m.clone(), v.clone(), &step);
+    });
+    pair!("ema 1M", |_: Step, ema: Ema, _: Norm| {
+        ema(theta.clone(), grad.clone(), 0.999);
+    });
+    pair!("squared_norm 1M", |_: Step, _: Ema, norm: Norm| {
+        norm(theta.clone());
+    });
+    group.finish();
+}
+
+criterion_group!(benches, convolutions, group_norms, attentions, linears, optimizer);
+criterion_main!(benches);

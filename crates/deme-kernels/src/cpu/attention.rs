@@ -1,0 +1,271 @@
+//! softmax(q k^T scale) v, head by head and a block of queries at a time.
+//!
+//! No `[heads, L_q, L_k]` tensor is made: a block's scores live in the thread's cache, and the
+//! backward pass computes them again.
+
+use super::buffer::{Scratch, SharedOutput};
+use super::conv::{padded, parts_per_item};
+use super::product::{Product, Rows, Start, WHOLE, panel_width, split};
+use super::simd::{LANES, MulAdd, exp, fold, lane_sum, multiversioned};
+use super::transpose::planes_to_pixels;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Sizes of one call: q is `[heads, queries, d]`, k `[heads, keys, d]`, v `[heads, keys, d_v]`,
+/// where heads counts those of all images.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AttentionShape {
+    pub heads: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub d: usize,
+    pub d_v: usize,
+    pub scale: f32,
+    pub causal: bool,
+}
+
+/// Queries whose scores are held at once.
+const BLOCK: usize = 48;
+
+/// One head's inputs.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+impl AttentionShape {
+    fn head<'a>(&self, i: usize, q: &'a [f32], k: &'a [f32], v: &'a [f32]) -> Head<'a> {
+        let part = |x: &'a [f32], len: usize| &x[i * len..(i + 1) * len];
+        Head {
+            q: part(q, self.queries * self.d),
+            k: part(k, self.keys * self.d),
+            v: part(v, self.keys * self.d_v),
+        }
+    }
+
+    fn check(&self, q: &[f32], k: &[f32], v: &[f32]) {
+        assert_eq!(q.len(), self.heads * self.queries * self.d);
+        assert_eq!(k.len(), self.heads * self.keys * self.d);
+        assert_eq!(v.len(), self.heads * self.keys * self.d_v);
+    }
+
+    /// Keys that query i sees.
+    fn visible(&self, i: usize) -> usize {
+        if self.causal { self.keys.min(i + 1) } else { self.keys }
+    }
+
+    /// `rows[queries] transposed`: a product of some rows with a transposed matrix, row stride
+    /// `width` in the result.
+    fn scores(&self, rows: &[f32], d: usize, transposed: &[f32], width: usize, to: &mut [f32]) {
+        let product = Product {
+            a: rows,
+            rows: Rows::Every { stride: d, count: rows.len() / d.max(1) },
+            a_step: 1,
+            b: transposed,
+            b_panel: panel_width(),
+            b_step: width,
+            runs: WHOLE,
+            run_len: d,
+            columns: self.keys,
+            start: Start::Zero,
+        };
+        product.write(to, width);
+    }
+
+    /// Softmax of the block's scores in place.
+    fn normalise(&self, block: &Range<usize>, width: usize, scores: &mut [f32]) {
+        for (i, row) in block.clone().zip(scores.chunks_exact_mut(width)) {
+            let (visible, hidden) = row[..self.keys].split_at_mut(self.visible(i));
+            softmax(visible, self.scale);
+            hidden.fill(0.0);
+        }
+    }
+}
+
+/// `[rows][columns]` to `[column][width]`.
+fn transposed(x: &[f32], rows: usize, columns: usize, width: usize) -> Scratch {
+    let mut to = Scratch::new(columns * width);
+    planes_to_pixels(x, columns, rows, columns, &mut to, |c| c * width);
+    to
+}
+
+/// # Safety
+/// Nobody else may touch `y`, `[heads, queries, d_v]`, meanwhile. On return all of it is written.
+pub(crate) unsafe fn forward(
+    s: &AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    y: SharedOutput<'_>,
+) {
+    s.check(q, k, v);
+    assert_eq!(y.len(), s.heads * s.queries * s.d_v);
+    let parts = parts_per_item(s.heads, s.queries.div_ceil(BLOCK));
+    (0..s.heads * parts).into_par_iter().for_each(|task| {
+        let (head, queries) = (task / parts, split(s.queries, parts, task % parts));
+        let Head { q, k, v } = s.head(head, q, k, v);
+        let width = padded(s.keys);
+        let kt = transposed(k, s.keys, s.d, width);
+        let mut scores = Scratch::new(BLOCK.min(queries.len()) * width);
+        let mut start = queries.start;
+        while start < queries.end {
+            let block = start..queries.end.min(start + BLOCK);
+            s.scores(&q[block.start * s.d..block.end * s.d], s.d, &kt, width, &mut scores);
+            s.normalise(&block, width, &mut scores);
+            let product = Product {
+                a: &scores,
+                rows: Rows::Every { stride: width, count: block.len() },
+                a_step: 1,
+                b: v,
+                b_panel: panel_width(),
+                b_step: s.d_v,
+                runs: WHOLE,
+                run_len: s.keys,
+                columns: s.d_v,
+                start: Start::Zero,
+            };
+            let first = head * s.queries * s.d_v;
+            let to = y.range(first + block.start * s.d_v..first + block.end * s.d_v);
+            // SAFETY: the caller's promise; blocks are disjoint.
+            unsafe { product.write_part(to, s.d_v, 0..block.len(), 0..product.panels()) };
+            start = block.end;
+        }
+    });
+}
+
+/// With P the softmax and dP = dy v^T: dv = P^T dy, dS = P * (dP - rowsum(P * dP)) scale,
+/// dq = dS k, dk = dS^T q.
+///
+/// # Safety
+/// Nobody else may touch the outputs, shaped as q, k and v, meanwhile. On return all of them are
+/// written.
+pub(crate) unsafe fn backward(
+    s: &AttentionShape,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    dy: &[f32],
+    [dq, dk, dv]: [SharedOutput<'_>; 3],
+) {
+    s.check(q, k, v);
+    assert_eq!(dy.len(), s.heads * s.queries * s.d_v);
+    assert_eq!([dq.len(), dk.len(), dv.len()], [q.len(), k.len(), v.len()]);
+    (0..s.heads).into_par_iter().for_each(|head| {
+        let Head { q, k, v } = s.head(head, q, k, v);
+        let dy = &dy[head * s.queries * s.d_v..][..s.queries * s.d_v];
+        let dq = dq.range(head * s.queries * s.d..(head + 1) * s.queries * s.d);
+        let dk = dk.range(head * s.keys * s.d..(head + 1) * s.keys * s.d);
+        let dv = dv.range(head * s.keys * s.d_v..(head + 1) * s.keys * s.d_v);
+        let width = padded(s.keys);
+        let kt = transposed(k, s.keys, s.d, width);
+        let vt = transposed(v, s.keys, s.d_v, width);
+        let mut p = Scratch::new(BLOCK.min(s.queries) * width);
+        let mut ds = Scratch::new(BLOCK.min(s.queries) * width);
+        let mut start = 0;
+        // Without queries the sums over them are zero: one empty block writes that.
+        while start < s.queries.max(1) {
+            let block = start.min(s.queries)..s.queries.min(start + BLOCK);
+            let q = &q[block.start * s.d..block.end * s.d];
+            let dy = &dy[block.start * s.d_v..block.end * s.d_v];
+            s.scores(q, s.d, &kt, width, &mut p);
+            s.normalise(&block, width, &mut p);
+            s.scores(dy, s.d_v, &vt, width, &mut ds);
+            let rows = p.chunks_exact(width).zip(ds.chunks_exact_mut(width));
+            for (p, ds) in rows.take(block.len()) {
+                softmax_gradient(&p[..s.keys], s.scale, &mut ds[..s.keys]);
+            }
+            let begin = if start == 0 { Start::Zero } else { Start::Existing };
+            let over_queries = |a, b, columns| Product {
+                a,
+                rows: Rows::Every { stride: 1, count: s.keys },
+                a_step: width,
+                b,
+                b_panel: panel_width(),
+                b_step: columns,
+                runs: WHOLE,
+                run_len: block.len(),
+                columns,
+                start: begin,
+            };
+            let to_v = over_queries(&p, dy, s.d_v);
+            let to_k = over_queries(&ds, q, s.d);
+            let to_q = Product {
+                a: &ds,
+                rows: Rows::Every { stride: width, count: block.len() },
+                a_step: 1,
+                b: k,
+                b_panel: panel_width(),
+                b_step: s.d,
+                runs: WHOLE,
+                run_len: s.keys,
+                columns: s.d,
+                start: Start::Zero,
+            };
+            let dq = dq.range(block.start * s.d..block.end * s.d);
+            // SAFETY: the caller's promise; every head has its own parts, and the first block
+            // writes dk and dv before later ones read them.
+            unsafe {
+                to_v.write_part(dv, s.d_v, 0..s.keys, 0..to_v.panels());
+                to_k.write_part(dk, s.d, 0..s.keys, 0..to_k.panels());
+                to_q.write_part(dq, s.d, 0..block.len(), 0..to_q.panels());
+            }
+            start += BLOCK;
+        }
+    });
+}
+
+multiversioned! {
+    fn softmax(row: &mut [f32], scale: f32) = softmax_with
+}
+
+/// softmax(scale row) in place; not finite where a score is not.
+#[inline(always)]
+fn softmax_with<F: MulAdd>(row: &mut [f32], scale: f32) {
+    // The largest scaled score, for either sign of the scale.
+    let mut most = [f32::NEG_INFINITY; LANES];
+    let (lanes, rest) = row.as_chunks::<LANES>();
+    for x in lanes {
+        for i in 0..LANES {
+            let x = x[i] * scale;
+            most[i] = if x > most[i] { x } else { most[i] };
+        }
+    }
+    for (i, x) in rest.iter().enumerate() {
+        most[i] = most[i].max(x * scale);
+    }
+    let most = most.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    for x in row.iter_mut() {
+        *x = exp::<F>(F::mul_add(*x, scale, -most));
+    }
+    let sum = lane_sum(row, row, |sum, x, _| sum + x);
+    let inverse = 1.0 / sum;
+    for x in row.iter_mut() {
+        *x *= inverse;
+    }
+}
+
+multiversioned! {
+    fn softmax_gradient(p: &[f32], scale: f32, dp: &mut [f32]) = softmax_gradient_with
+}
+
+/// dp becomes p * (dp - sum(p dp)) scale.
+#[inline(always)]
+fn softmax_gradient_with<F: MulAdd>(p: &[f32], scale: f32, dp: &mut [f32]) {
+    let mut sums = [0.0f32; LANES];
+    let (ps, p_rest) = p.as_chunks::<LANES>();
+    let (dps, dp_rest) = dp.as_chunks::<LANES>();
+    for (p, dp) in ps.iter().zip(dps) {
+        for i in 0..LANES {
+            sums[i] = F::mul_add(p[i], dp[i], sums[i]);
+        }
+    }
+    for (i, (p, dp)) in p_rest.iter().zip(dp_rest).enumerate() {
+        sums[i] = F::mul_add(*p, *dp, sums[i]);
+    }
+    let sum = fold(sums);
+    for (p, dp) in p.iter().zip(dp) {
+        *dp = p * (*dp - sum) * scale;
+    }
+}

@@ -1,0 +1,121 @@
+//! y = x W^T + b on rows, with the weight as PyTorch stores it: `[d_out, d_in]`.
+
+use super::buffer::{Scratch, SharedOutput};
+use super::product::{Product, Rows, Start, WHOLE, panel_width};
+use super::transpose::planes_to_pixels;
+use rayon::prelude::*;
+
+/// Sizes of one call: x is `[rows, d_in]`, y `[rows, d_out]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LinearShape {
+    pub rows: usize,
+    pub d_in: usize,
+    pub d_out: usize,
+}
+
+/// # Safety
+/// Nobody else may touch `y` meanwhile. On return all of it is written.
+pub(crate) unsafe fn forward(
+    s: &LinearShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    y: SharedOutput<'_>,
+) {
+    assert_eq!([x.len(), weight.len()], [s.rows * s.d_in, s.d_out * s.d_in]);
+    assert_eq!([bias.len(), y.len()], [s.d_out, s.rows * s.d_out]);
+    let width = panel_width();
+    let mut packed = Scratch::new(s.d_out.div_ceil(width) * s.d_in * width);
+    if s.d_in > 0 {
+        let panels = packed.par_chunks_mut(s.d_in * width).enumerate();
+        panels.with_min_len((16384 / (s.d_in * width)).max(1)).for_each(|(panel, packed)| {
+            let first = panel * width;
+            let used = width.min(s.d_out - first);
+            planes_to_pixels(&weight[first * s.d_in..], s.d_in, used, s.d_in, packed, |k| {
+                k * width
+            });
+        });
+    }
+    let product = Product {
+        a: x,
+        rows: Rows::Every { stride: s.d_in, count: s.rows },
+        a_step: 1,
+        b: &packed,
+        b_panel: s.d_in * width,
+        b_step: width,
+        runs: WHOLE,
+        run_len: s.d_in,
+        columns: s.d_out,
+        start: Start::Columns(bias),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { product.write_parallel(y, s.d_out) };
+}
+
+/// dx = dy W.
+///
+/// # Safety
+/// Nobody else may touch `dx` meanwhile. On return all of it is written.
+pub(crate) unsafe fn input_gradient(
+    s: &LinearShape,
+    weight: &[f32],
+    dy: &[f32],
+    dx: SharedOutput<'_>,
+) {
+    assert_eq!([dy.len(), dx.len()], [s.rows * s.d_out, s.rows * s.d_in]);
+    let product = Product {
+        a: dy,
+        rows: Rows::Every { stride: s.d_out, count: s.rows },
+        a_step: 1,
+        b: weight,
+        b_panel: panel_width(),
+        b_step: s.d_in,
+        runs: WHOLE,
+        run_len: s.d_out,
+        columns: s.d_in,
+        start: Start::Zero,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { product.write_parallel(dx, s.d_in) };
+}
+
+/// dW = dy^T x.
+pub(crate) fn weight_gradient(s: &LinearShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
+    assert_eq!([x.len(), dy.len()], [s.rows * s.d_in, s.rows * s.d_out]);
+    let mut dweight = vec![0.0; s.d_out * s.d_in];
+    let product = Product {
+        a: dy,
+        rows: Rows::Every { stride: 1, count: s.d_out },
+        a_step: s.d_out,
+        b: x,
+        b_panel: panel_width(),
+        b_step: s.d_in,
+        runs: WHOLE,
+        run_len: s.rows,
+        columns: s.d_in,
+        start: Start::Zero,
+    };
+    // SAFETY: `dweight` is borrowed mutably.
+    unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };
+    dweight
+}
+
+/// dy summed over the rows, in their order.
+pub(crate) fn bias_gradient(s: &LinearShape, dy: &[f32]) -> Vec<f32> {
+    assert_eq!(dy.len(), s.rows * s.d_out);
+    let mut dbias = vec![0.0; s.d_out];
+    let product = Product {
+        a: &[1.0],
+        rows: Rows::Every { stride: 0, count: 1 },
+        a_step: 0,
+        b: dy,
+        b_panel: panel_width(),
+        b_step: s.d_out,
+        runs: WHOLE,
+        run_len: s.rows,
+        columns: s.d_out,
+        start: Start::Zero,
+    };
+    product.write(&mut dbias, s.d_out);
+    dbias
+}

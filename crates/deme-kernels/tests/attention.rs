@@ -1,0 +1,108 @@
+//! Attention kernels against the plain path in f64.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use burn::tensor::Tensor;
+use deme_kernels::{attention, plain};
+use proptest::prelude::*;
+use support::{assert_close, bits, f64, on_threads, tensor};
+
+type Attention = fn(Tensor<4>, Tensor<4>, Tensor<4>, f64, bool) -> Tensor<4>;
+
+/// Output and the gradients of q, k, v of sum(y g).
+fn run(f: Attention, [q, k, v, g]: [Tensor<4>; 4], scale: f64, causal: bool) -> [Tensor<4>; 4] {
+    let [q, k, v] = [q, k, v].map(|t| t.autodiff().require_grad());
+    let y = f(q.clone(), k.clone(), v.clone(), scale, causal);
+    let grads = (y.clone() * g.autodiff()).sum().backward();
+    let [dq, dk, dv] = [q, k, v].map(|t| t.grad(&grads).unwrap());
+    [y.inner(), dq, dk, dv]
+}
+
+fn inputs(seed: u64, [b, h, queries, keys, d]: [usize; 5]) -> [Tensor<4>; 4] {
+    [
+        tensor(seed, [b, h, queries, d]),
+        tensor(seed + 1, [b, h, keys, d]),
+        tensor(seed + 2, [b, h, keys, d]),
+        tensor(seed + 3, [b, h, queries, d]),
+    ]
+}
+
+fn check(inputs: [Tensor<4>; 4], scale: f64, causal: bool) {
+    let found = run(attention, inputs.clone(), scale, causal);
+    let expected = run(plain::attention, inputs.map(f64), scale, causal);
+    for (i, (found, expected)) in found.into_iter().zip(expected).enumerate() {
+        assert_close(f64(found), expected, 1e-5, ["y", "dq", "dk", "dv"][i]);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn follows_the_plain_path(
+        seed in 0u64..1000, b in 1usize..3, h in 1usize..4, queries in 1usize..70,
+        keys in 1usize..70, d in 1usize..40, scale in 0.05f64..1.0, causal: bool,
+    ) {
+        let keys = if causal { queries } else { keys };
+        check(inputs(seed, [b, h, queries, keys, d]), scale, causal);
+    }
+}
+
+#[test]
+fn follows_the_plain_path_over_several_blocks() {
+    check(inputs(1, [1, 1, 256, 256, 64]), 0.125, false);
+    check(inputs(2, [2, 2, 130, 130, 16]), 0.25, true);
+}
+
+#[test]
+fn reads_heads_split_off_the_last_dimension() {
+    let heads = |seed| tensor::<3>(seed, [2, 20, 24]).reshape([2, 20, 3, 8]).swap_dims(1, 2);
+    check([heads(3), heads(4), heads(5), heads(6)], 0.3, false);
+}
+
+#[test]
+fn large_scores_stay_finite() {
+    let [q, k, v, g] = inputs(7, [1, 2, 20, 20, 8]);
+    check([q * 30.0, k, v, g], 1.0, false);
+}
+
+#[test]
+fn a_value_that_is_not_a_number_is_not_hidden() {
+    let [q, k, v, _] = inputs(8, [1, 1, 4, 4, 4]);
+    let y = attention(q * f32::NAN, k, v, 1.0, false);
+    assert!(y.into_data().iter::<f32>().all(f32::is_nan));
+}
+
+#[test]
+fn threads_and_batch_do_not_change_a_bit() {
+    let all = inputs(9, [3, 2, 70, 70, 16]);
+    let on = |threads| {
+        let inputs = all.clone();
+        on_threads(threads, || run(attention, inputs, 0.25, true).map(bits))
+    };
+    let one = on(1);
+    assert!(one == on(2) && one == on(7));
+    for i in 0..3 {
+        let [q, k, v, _] = all.clone().map(|t| t.narrow(0, i, 1));
+        let alone = bits(attention(q, k, v, 0.25, true));
+        assert!(alone[..] == one[0][i * alone.len()..(i + 1) * alone.len()]);
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes() {
+    let all = inputs(10, [1, 2, 9, 9, 5]);
+    let [_, dq, dk, dv] = run(attention, all.clone(), 0.4, true);
+    let direction = tensor(20, [1, 2, 9, 5]);
+    for (which, grad) in [dq, dk, dv].into_iter().enumerate() {
+        let slope = (grad * direction.clone()).sum().into_scalar::<f64>();
+        let loss = |h: f64| {
+            let mut moved = all.clone().map(f64);
+            moved[which] = moved[which].clone() + f64(direction.clone()) * h;
+            let [q, k, v, g] = moved;
+            (plain::attention(q, k, v, 0.4, true) * g).sum().into_scalar::<f64>()
+        };
+        let expected = (loss(1e-4) - loss(-1e-4)) / 2e-4;
+        assert!((slope - expected).abs() < 1e-4 * expected.abs().max(1.0), "{slope} {expected}");
+    }
+}
