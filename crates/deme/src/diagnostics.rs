@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use deme_clip::ClipError;
 use deme_data::DataError;
-use deme_decouple::{FinetuneError, ImpossibleValue, LossProbeError, StepError};
+use deme_decouple::loss_probe::LossProbeError;
+use deme_decouple::{FinetuneError, ImpossibleValue, StepError, TrainStateError};
 use deme_diffusion::{CheckpointError, SampleError, ScheduleError, UNetConfigError};
 use deme_eval::EvalError;
 use deme_diffusion::ProjectionError;

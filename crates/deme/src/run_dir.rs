@@ -162,6 +162,9 @@ impl StageSlot {
         let start = Instant::now();
         let partial = self.partial();
         fs::create_dir_all(&partial).map_err(|e| Problem::write(&partial, e))?;
+        // What a killed process was about to write.
+        deme_merge::atomic_file::remove_leftovers(&partial)
+            .map_err(|e| Problem::write(&partial, e))?;
         work(&partial)?;
         let resume = resume_folder(&partial)?;
         fs::remove_dir_all(&resume).map_err(|e| Problem::write(&resume, e))?;

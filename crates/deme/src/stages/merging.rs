@@ -110,7 +110,7 @@ fn objective<'a>(context: &'a Context<'_>, plan: &'a Plan) -> Result<MergedObjec
     match &context.recipe.merge.objective {
         Objective::Loss { images } => {
             let probe = loss_probe(context, plan, &context.split().search, *images, seed)?;
-            Ok(Box::new(move |model| Ok(probe.loss(model)?)))
+            Ok(Box::new(move |model| Ok(probe.loss(model))))
         }
         Objective::Frechet { images, steps } => {
             let extractor = judge(context, plan)?;
