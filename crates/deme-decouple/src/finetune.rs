@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use deme_diffusion::{
     NoiseSchedule, PredictionType, ProjectionError, ProjectionPlacement, TimestepRange, UNet2DModel,
 };
-use deme_merge::StateDictError;
+use deme_merge::{Dtype, StateDict, StateDictError, StoredTensor};
 use deme_nn::{AdamW, LoadError, OptimizerStateError, load_state_dict, to_state_dict};
 use serde_json::{Value, json};
 
@@ -215,7 +215,7 @@ pub fn finetune(
         }
         let iterations = config.iterations;
         let interrupted = observer(Event::Iteration { iteration, iterations, report }).is_break();
-        if finished || interrupted || iteration % config.checkpoint_every == 0 {
+        if finished || interrupted || iteration.is_multiple_of(config.checkpoint_every) {
             state_of(&run, &log, &made_with).save(state_dir)?;
             let unwanted = observer(Event::CheckpointSaved { iteration }).is_break();
             if (interrupted || unwanted) && !finished {
@@ -254,7 +254,7 @@ fn check(config: &FinetuneConfig, task: &FinetuneTask) -> Result<Value, Finetune
             let (model, teacher) = (channels(start), channels(teacher));
             return Err(FinetuneError::TeacherChannels { model, teacher });
         }
-        Some(teacher) => Some(finite_hash(teacher, "teacher")?),
+        Some(teacher) => Some(identity(teacher, "teacher")?),
     };
 
     let mut settings = serde_json::to_value(config).expect("settings are plain data");
@@ -263,9 +263,9 @@ fn check(config: &FinetuneConfig, task: &FinetuneTask) -> Result<Value, Finetune
     }
     Ok(json!({
         "config": settings,
-        "start": finite_hash(start, "start")?,
+        "start": identity(start, "start")?,
         "teacher": teacher,
-        "betas": schedule.betas(),
+        "noise_schedule": hash_of(schedule.betas()),
         "prediction": task.prediction,
         "range": range,
         "pictures": task.data.fingerprint(),
@@ -273,10 +273,18 @@ fn check(config: &FinetuneConfig, task: &FinetuneTask) -> Result<Value, Finetune
     }))
 }
 
-fn finite_hash(model: &UNet2DModel, role: &'static str) -> Result<String, FinetuneError> {
-    let state = to_state_dict(model);
-    state.check_finite().map_err(|source| FinetuneError::BrokenModel { role, source })?;
-    Ok(state.content_hash())
+/// What tells a model from others; its weights must be finite.
+fn identity(model: &UNet2DModel, role: &'static str) -> Result<Value, FinetuneError> {
+    let weights = to_state_dict(model);
+    weights.check_finite().map_err(|source| FinetuneError::BrokenModel { role, source })?;
+    Ok(json!({ "architecture": model.config(), "weights": weights.content_hash() }))
+}
+
+fn hash_of(values: &[f64]) -> String {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let tensor = StoredTensor::new(Dtype::F64, vec![values.len()], bytes);
+    let tensor = tensor.expect("eight bytes for each value");
+    StateDict::from_iter([("values".to_owned(), tensor)]).content_hash()
 }
 
 fn state_of(run: &Finetuner, log: &LossLog, made_with: &Value) -> TrainState {

@@ -339,17 +339,17 @@ mod tests {
 
     #[test]
     fn a_gradient_that_is_not_finite_is_an_error_that_names_the_iteration() {
-        // Output 0 and a target near 1e10: the loss, near 1e20, is finite. Activations near 1e10 before
-        // the last convolution: its gradient is near 1e20, and the square of that is not finite.
+        // Output 0 and a target near 1e17: the loss, near 1e34, is finite. Activations near 1e30 before
+        // the last convolution: its gradient, near 1e47, is not.
         let student =
             map_parameters(tiny_unet(1, &Device::flex()), &mut |name, tensor| match name {
-                "conv_norm_out.weight" => tensor.zeros_like() + 1e10,
+                "conv_norm_out.weight" => tensor.zeros_like() + 1e30,
                 "conv_out.weight" => tensor.zeros_like(),
                 _ => tensor,
             });
         let mut finetuner =
             Finetuner::new(&tiny_config(), student, None, &schedule(), PredictionType::Epsilon);
-        let huge = MicroBatch { eps: micro_batch(2).eps * 1e10, t: vec![0, 0], ..micro_batch(2) };
+        let huge = MicroBatch { eps: micro_batch(2).eps * 1e17, t: vec![0, 0], ..micro_batch(2) };
         let error = finetuner.step([huge]).unwrap_err();
         assert!(matches!(error, StepError::NonFiniteGradient { iteration: 1, .. }), "{error}");
     }

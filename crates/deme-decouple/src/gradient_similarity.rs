@@ -157,11 +157,11 @@ mod tests {
         let model = tiny_unet(1, &Device::flex());
         let cosines = cosines(CONFIG, &model, &Pictures::new(5, 8)).unwrap();
         assert_eq!(cosines.len(), 4);
-        for i in 0..4 {
-            assert!((cosines[i][i] - 1.0).abs() < 1e-9);
-            for j in 0..4 {
-                assert!((cosines[i][j] - cosines[j][i]).abs() < 1e-12);
-                assert!(cosines[i][j].abs() <= 1.0 + 1e-9);
+        for (i, row) in cosines.iter().enumerate() {
+            assert!((row[i] - 1.0).abs() < 1e-9);
+            for (j, cosine) in row.iter().enumerate() {
+                assert!((cosine - cosines[j][i]).abs() < 1e-12);
+                assert!(cosine.abs() <= 1.0 + 1e-9);
             }
         }
         assert!(cosines[0][3] < cosines[2][3], "neighbours agree more: {cosines:?}");

@@ -283,6 +283,12 @@ fn a_state_of_another_run_is_refused_by_name_and_can_be_removed() {
     assert!(matches!(error, FinetuneError::State(TrainStateError::MadeDifferently { .. })));
     assert!(error.to_string().contains("config.learning_rate"), "{error}");
 
+    let mut other_schedule = Inputs::new();
+    let noisier = deme_diffusion::NoiseScheduleConfig { beta_end: 0.03, ..Default::default() };
+    other_schedule.schedule = NoiseSchedule::new(&noisier).unwrap();
+    let error = finetune(&config, &other_schedule.task(), folder.path(), &mut go_on).unwrap_err();
+    assert!(error.to_string().contains("noise_schedule"), "{error}");
+
     let mut other_data = Inputs::new();
     other_data.data.fingerprint = "others".into();
     let error = finetune(&config, &other_data.task(), folder.path(), &mut go_on).unwrap_err();
@@ -332,4 +338,7 @@ fn a_loss_that_explodes_names_its_iteration_and_keeps_the_last_checkpoint() {
     let error = finetune(&wild, &inputs.task(), folder.path(), &mut go_on).unwrap_err();
     let known = matches!(error, FinetuneError::Step(_) | FinetuneError::State(_));
     assert!(known, "{error}");
+    let made_with = check(&wild, &inputs.task()).unwrap();
+    let kept = TrainState::load(folder.path(), &made_with).unwrap().unwrap();
+    assert!((1..20).contains(&kept.iteration), "{}", kept.iteration);
 }
