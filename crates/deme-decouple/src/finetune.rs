@@ -45,7 +45,7 @@ pub struct FinetuneTask<'a> {
     pub seed: u64,
 }
 
-/// What [`finetune`] tells its observer. Breaking ends the run, with a checkpoint after an iteration.
+/// What [`finetune()`] tells its observer. Breaking ends the run, with a checkpoint after an iteration.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event {
     /// A checkpoint was found; the run goes on from it.
@@ -69,7 +69,7 @@ pub enum Event {
     },
 }
 
-/// The result of [`finetune`].
+/// The result of [`finetune()`].
 #[derive(Debug, Clone)]
 pub struct Finetuned {
     /// theta_i: the moving average (without one, the last weights), with `folded` projections folded, so of

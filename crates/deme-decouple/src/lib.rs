@@ -1,9 +1,9 @@
 //! Decouple: finetuning a pretrained diffusion model mostly on one timestep range.
 //!
-//! (Decouple-then-Merge, Ma et al. 2025, section 3.) N copies of a model, each finetuned by [`finetune`]
+//! (Decouple-then-Merge, Ma et al. 2025, section 3.) N copies of a model, each finetuned by [`finetune()`]
 //! on its own [`TimestepRange`](deme_diffusion::TimestepRange), are the experts that are later merged. The
 //! techniques are one file each: the [timesteps drawn](timestep_sampler), the [consistency
-//! loss](consistency_loss), the [loss weightings](loss_weighting) it is compared with, the [moving
+//! loss](mod@consistency_loss), the [loss weightings](loss_weighting) it is compared with, the [moving
 //! average](ema) that is the result. Training from scratch is the same loop with the full range and no
 //! teacher.
 //!
