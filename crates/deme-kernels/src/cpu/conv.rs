@@ -201,6 +201,20 @@ pub(crate) fn pack_panels(
     packed
 }
 
+/// `[panel][k][column]` from rows of `columns` entries, `stride` apart.
+pub(crate) fn pack_rows(src: &[f32], stride: usize, depth: usize, columns: usize) -> Scratch {
+    let width = panel_width();
+    let mut packed = Scratch::new(columns.div_ceil(width) * depth * width);
+    for (panel, packed) in packed.chunks_exact_mut((depth * width).max(1)).enumerate() {
+        let first = panel * width;
+        let used = width.min(columns - first);
+        for (k, to) in packed.chunks_exact_mut(width).enumerate() {
+            to[..used].copy_from_slice(&src[k * stride + first..][..used]);
+        }
+    }
+    packed
+}
+
 /// Into how many parts to cut each of `items` pieces of work so that all threads are busy.
 pub(crate) fn parts_per_item(items: usize, most: usize) -> usize {
     let wanted = 2 * rayon::current_num_threads();

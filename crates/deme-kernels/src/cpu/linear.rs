@@ -1,6 +1,7 @@
 //! y = x W^T + b on rows, with the weight as PyTorch stores it: `[d_out, d_in]`.
 
 use super::buffer::{Scratch, SharedOutput};
+use super::conv::pack_rows;
 use super::product::{Product, Rows, Start, WHOLE, panel_width};
 use super::transpose::planes_to_pixels;
 use rayon::prelude::*;
@@ -63,13 +64,14 @@ pub(crate) unsafe fn input_gradient(
     dx: SharedOutput<'_>,
 ) {
     assert_eq!([dy.len(), dx.len()], [s.rows * s.d_out, s.rows * s.d_in]);
+    let packed = pack_rows(weight, s.d_in, s.d_out, s.d_in);
     let product = Product {
         a: dy,
         rows: Rows::Every { stride: s.d_out, count: s.rows },
         a_step: 1,
-        b: weight,
-        b_panel: panel_width(),
-        b_step: s.d_in,
+        b: &packed,
+        b_panel: s.d_out * panel_width(),
+        b_step: panel_width(),
         runs: WHOLE,
         run_len: s.d_out,
         columns: s.d_in,

@@ -1,7 +1,7 @@
 //! 1x1 convolutions: matrix products on the planes as they are stored.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{ConvShape, padded, parts_per_item};
+use super::conv::{ConvShape, pack_rows, padded, parts_per_item};
 use super::product::{Product, Rows, Run, Start, WHOLE, panel_width, split};
 use super::transpose::planes_to_pixels;
 use rayon::prelude::*;
@@ -53,13 +53,15 @@ unsafe fn per_image(
     let parts = parts_per_item(s.images, count.div_ceil(24));
     (0..s.images * parts).into_par_iter().for_each(|task| {
         let (image, part) = (task / parts, task % parts);
+        // Panels next to each other: rows a whole plane apart would crowd one cache set.
+        let packed = pack_rows(&planes[image * depth * area..], area, depth, area);
         let product = Product {
             a: matrix,
             rows,
             a_step,
-            b: &planes[image * depth * area..][..depth * area],
-            b_panel: panel_width(),
-            b_step: area,
+            b: &packed,
+            b_panel: depth * panel_width(),
+            b_step: panel_width(),
             runs: WHOLE,
             run_len: depth,
             columns: area,

@@ -262,25 +262,35 @@ unsafe fn kernel<V: Vector, const M: usize, const N: usize, const TAIL: bool>(
     // SAFETY (whole function): the caller has checked all reads and writes; a partial register
     // touches only its first `rest` entries.
     unsafe {
-        let mut sums = [[V::splat(0.0); N]; M];
+        // The compiler keeps the sums in registers only when every index is a constant from the
+        // start, so whatever touches them is written out row by row.
+        macro_rules! for_each_row {
+            ($m:ident => $body:block) => {
+                for_each_row!($m => $body; 0 1 2 3 4 5 6 7 8 9 10 11)
+            };
+            ($m:ident => $body:block; $($i:literal)*) => {{$(
+                if $i < M {
+                    #[allow(non_upper_case_globals)]
+                    const $m: usize = $i;
+                    $body
+                }
+            )*}};
+        }
+        // Zero bytes are zero floats.
+        let mut sums: [[V; N]; M] = std::mem::zeroed();
         match p.start {
             Start::Zero => {}
-            Start::Existing => {
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    let from = c.add((t.row + m) * c_row + t.first);
-                    load_columns::<V, N, TAIL>(from, rest, sums);
-                }
-            }
+            Start::Existing => for_each_row!(m => {
+                let from = c.add((t.row + m) * c_row + t.first);
+                sums[m] = load_columns::<V, N, TAIL>(from, rest);
+            }),
             Start::Columns(values) => {
-                for sums in &mut sums {
-                    load_columns::<V, N, TAIL>(values.as_ptr().add(t.first), rest, sums);
-                }
+                let values = load_columns::<V, N, TAIL>(values.as_ptr().add(t.first), rest);
+                for_each_row!(m => { sums[m] = values; });
             }
-            Start::Rows(values) => {
-                for (m, sums) in sums.iter_mut().enumerate() {
-                    *sums = [V::splat(values[t.row + m]); N];
-                }
-            }
+            Start::Rows(values) => for_each_row!(m => {
+                sums[m] = [V::splat(values[t.row + m]); N];
+            }),
         }
         let mut rows = [0; M];
         for (m, row) in rows.iter_mut().enumerate() {
@@ -290,28 +300,30 @@ unsafe fn kernel<V: Vector, const M: usize, const N: usize, const TAIL: bool>(
             let mut a = p.a.as_ptr().add(run.a);
             let mut b = p.b.as_ptr().add(run.b + t.b);
             for _ in 0..p.run_len {
-                let mut column = [V::splat(0.0); N];
-                load_columns::<V, N, TAIL>(b, rest, &mut column);
-                for m in 0..M {
+                let column = load_columns::<V, N, TAIL>(b, rest);
+                for_each_row!(m => {
                     let x = V::splat(*a.add(rows[m]));
-                    for n in 0..N {
-                        sums[m][n] = x.mul_add(column[n], sums[m][n]);
+                    sums[m][0] = x.mul_add(column[0], sums[m][0]);
+                    if N > 1 {
+                        sums[m][N - 1] = x.mul_add(column[N - 1], sums[m][N - 1]);
                     }
-                }
+                });
                 a = a.wrapping_add(p.a_step);
                 b = b.wrapping_add(p.b_step);
             }
         }
-        for (m, sums) in sums.iter().enumerate() {
+        for_each_row!(m => {
             let to = c.add((t.row + m) * c_row + t.first);
-            for n in 0..N {
-                if TAIL && n == N - 1 {
-                    sums[n].store_first(to.add(n * V::LANES), rest);
-                } else {
-                    sums[n].store(to.add(n * V::LANES));
-                }
+            if N > 1 {
+                sums[m][0].store(to);
             }
-        }
+            let to = to.add((N - 1) * V::LANES);
+            if TAIL {
+                sums[m][N - 1].store_first(to, rest);
+            } else {
+                sums[m][N - 1].store(to);
+            }
+        });
     }
 }
 
@@ -319,17 +331,18 @@ unsafe fn kernel<V: Vector, const M: usize, const N: usize, const TAIL: bool>(
 unsafe fn load_columns<V: Vector, const N: usize, const TAIL: bool>(
     from: *const f32,
     rest: usize,
-    to: &mut [V; N],
-) {
-    for n in 0..N {
-        // SAFETY: the caller's promise: N registers, the last of `rest` entries when TAIL.
-        to[n] = unsafe {
-            if TAIL && n == N - 1 {
+) -> [V; N] {
+    // SAFETY: the caller's promise: N registers, the last of `rest` entries when TAIL.
+    unsafe {
+        let mut columns = [V::splat(0.0); N];
+        for n in 0..N {
+            columns[n] = if TAIL && n == N - 1 {
                 V::load_first(from.add(n * V::LANES), rest)
             } else {
                 V::load(from.add(n * V::LANES))
-            }
-        };
+            };
+        }
+        columns
     }
 }
 

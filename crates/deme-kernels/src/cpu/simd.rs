@@ -17,14 +17,20 @@ pub(crate) enum InstructionSet {
     Portable,
 }
 
-/// The best instruction set of this machine.
+/// The best instruction set of this machine, or a lesser one named by the environment variable
+/// `DEME_INSTRUCTION_SET` (`avx2` or `portable`), which is how the tests reach all of them.
 pub(crate) fn instruction_set() -> InstructionSet {
     static DETECTED: OnceLock<InstructionSet> = OnceLock::new();
     *DETECTED.get_or_init(|| {
         #[cfg(target_arch = "x86_64")]
         {
+            let limit = std::env::var("DEME_INSTRUCTION_SET").unwrap_or_default();
+            if limit == "portable" {
+                return InstructionSet::Portable;
+            }
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             if avx2
+                && limit != "avx2"
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512bw")

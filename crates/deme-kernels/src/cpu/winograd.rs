@@ -251,7 +251,7 @@ pub(crate) unsafe fn convolve(
             let image = &x[part.image * c_in * area..][..c_in * area];
             let v = SharedOutput::new(&mut v);
             // SAFETY: `v` is this task's own.
-            unsafe { transform_input(&tiling, &part, image, c_in, v, tiles) };
+            unsafe { transform_input(&tiling, &part, image, c_in, v, Layout::rows(tiles, cp)) };
         }
         let mp = columns.len().next_multiple_of(16);
         let mut m = Scratch::new(size.points() * tiles * mp);
@@ -294,6 +294,37 @@ pub(crate) unsafe fn convolve(
     });
 }
 
+/// Where the transforms put channel c of tile t at point p:
+/// `p * point + t * tile + c / block_len * block + c % block_len`.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    point: usize,
+    tile: usize,
+    block: usize,
+    block_len: usize,
+}
+
+impl Layout {
+    /// `[point][tile][channel]`.
+    fn rows(tiles: usize, channels: usize) -> Self {
+        Self { point: tiles * channels, tile: channels, block: 0, block_len: channels }
+    }
+
+    /// `[point][panel][tile][column]`: sums over tiles read a panel's memory in one stream.
+    fn panels(tiles: usize, channels: usize) -> Self {
+        let width = panel_width();
+        let panels = channels.div_ceil(width);
+        let block = tiles * width;
+        Self { point: panels * block, tile: width, block, block_len: width }
+    }
+
+    /// Offset of channel c within its tile's.
+    #[inline(always)]
+    fn channel(&self, c: usize) -> usize {
+        c / self.block_len * self.block + c % self.block_len
+    }
+}
+
 /// dW = G^T [sum over tiles of (B^T d B) * (A dY A^T)] G.
 pub(crate) fn weight_gradient(
     size: Size,
@@ -305,13 +336,17 @@ pub(crate) fn weight_gradient(
     let map = [s.h, s.w];
     let tiling = Tiling::new(size, map);
     let (area, points) = (s.h * s.w, size.points());
-    let (cp, kp) = (padded(s.c_in), padded(s.c_out));
+    let kp = padded(s.c_out);
     let per_image = tiling.down * tiling.across;
     // Images in turn, so that the transformed copies stay within a few tens of megabytes.
-    let at_once = ((8 << 20) / (points * per_image * (cp + kp)).max(1)).clamp(1, s.images.max(1));
+    let at_once =
+        ((8 << 20) / (points * per_image * (padded(s.c_in) + kp)).max(1)).clamp(1, s.images.max(1));
     let tiles = at_once * per_image;
-    let mut v = Scratch::new(points * tiles * cp);
-    let mut z = Scratch::new(points * tiles * kp);
+    let v_layout = Layout::panels(tiles, s.c_in);
+    let z_layout = Layout::panels(tiles, s.c_out);
+    let mut v = Scratch::new(points * v_layout.point);
+    let mut z = Scratch::new(points * z_layout.point);
+    let channels: Vec<usize> = (0..s.c_in).map(|c| v_layout.channel(c)).collect();
     let mut du = Scratch::new(points * s.c_in * kp);
     if s.images == 0 {
         du.fill(0.0);
@@ -332,8 +367,8 @@ pub(crate) fn weight_gradient(
                 let dy = &dy[image * s.c_out * area..][..s.c_out * area];
                 // SAFETY: every part has its own tiles.
                 unsafe {
-                    transform_input(&tiling, &part, x, s.c_in, v_out, tiles);
-                    transform_output_gradient(&tiling, &part, dy, s.c_out, z_out, tiles);
+                    transform_input(&tiling, &part, x, s.c_in, v_out, v_layout);
+                    transform_output_gradient(&tiling, &part, dy, s.c_out, z_out, z_layout);
                 }
             }
         });
@@ -342,12 +377,12 @@ pub(crate) fn weight_gradient(
         (0..points * parts).into_par_iter().for_each(|task| {
             let (point, part) = (task / parts, task % parts);
             let product = Product {
-                a: &v[point * tiles * cp..][..tiles * cp],
-                rows: Rows::Every { stride: 1, count: s.c_in },
-                a_step: cp,
-                b: &z[point * tiles * kp..][..tiles * kp],
-                b_panel: panel_width(),
-                b_step: kp,
+                a: &v[point * v_layout.point..][..v_layout.point],
+                rows: Rows::At(&channels),
+                a_step: v_layout.tile,
+                b: &z[point * z_layout.point..][..z_layout.point],
+                b_panel: z_layout.block,
+                b_step: z_layout.tile,
                 runs: WHOLE,
                 run_len: n * per_image,
                 columns: s.c_out,
@@ -505,7 +540,7 @@ impl Tiling {
     }
 }
 
-/// B^T d B of the part's tiles into `v`, `[point][tile][channel]`.
+/// B^T d B of the part's tiles into `v`.
 ///
 /// # Safety
 /// No other thread may touch the part's tiles in `v` meanwhile.
@@ -515,23 +550,18 @@ unsafe fn transform_input(
     image: &[f32],
     channels: usize,
     v: SharedOutput<'_>,
-    tiles: usize,
+    layout: Layout,
 ) {
     let cp = padded(channels);
-    let (range, [h, w]) = (tiling.input_rows(&part.rows), tiling.map);
-    let pixels = range.len() * w;
-    let mut input = Scratch::new((pixels + 1) * cp);
-    input[pixels * cp..].fill(0.0);
-    planes_to_pixels(&image[range.start * w..], h * w, channels, pixels, &mut input, |p| p * cp);
+    let range = tiling.input_rows(&part.rows);
     let places = tiling.input_places(&part.rows, cp);
-    assert!(v.len() >= tiling.size.points() * tiles * cp);
-    assert!(part.first_tile + part.rows.len() * tiling.across <= tiles);
-    let v = v.pointer(part.first_tile * cp..v.len());
-    // SAFETY: places lie within `input`, each followed by cp entries; `v` by the checks.
-    unsafe { input_tiles(tiling.size, &input, &places, cp, v, tiles * cp) }
+    let input = pixels_of(tiling, &range, image, channels, cp);
+    let to = tiles_of(tiling, part, channels, v, layout);
+    // SAFETY: places lie within `input`, each followed by cp entries; `to` by `tiles_of`.
+    unsafe { input_tiles(tiling.size, &input, &places, channels, to, layout) }
 }
 
-/// A dY A^T of the part's tiles into `z`, `[point][tile][channel]`.
+/// A dY A^T of the part's tiles into `z`.
 ///
 /// # Safety
 /// No other thread may touch the part's tiles in `z` meanwhile.
@@ -541,29 +571,55 @@ unsafe fn transform_output_gradient(
     image: &[f32],
     channels: usize,
     z: SharedOutput<'_>,
-    tiles: usize,
+    layout: Layout,
 ) {
     let kp = padded(channels);
-    let (range, [h, w]) = (tiling.output_rows(&part.rows), tiling.map);
-    let pixels = range.len() * w;
-    let mut input = Scratch::new((pixels + 1) * kp);
-    input[pixels * kp..].fill(0.0);
-    planes_to_pixels(&image[range.start * w..], h * w, channels, pixels, &mut input, |p| p * kp);
+    let range = tiling.output_rows(&part.rows);
     let places = tiling.output_places(&part.rows, kp);
-    assert!(z.len() >= tiling.size.points() * tiles * kp);
-    assert!(part.first_tile + part.rows.len() * tiling.across <= tiles);
-    let z = z.pointer(part.first_tile * kp..z.len());
+    let input = pixels_of(tiling, &range, image, channels, kp);
+    let to = tiles_of(tiling, part, channels, z, layout);
     // SAFETY: as in `transform_input`.
-    unsafe { gradient_tiles(tiling.size, &input, &places, kp, z, tiles * kp) }
+    unsafe { gradient_tiles(tiling.size, &input, &places, channels, to, layout) }
+}
+
+/// Some rows of an image as `[pixel][stride]`, and a pixel of zeros behind them.
+fn pixels_of(
+    tiling: &Tiling,
+    range: &Range<usize>,
+    image: &[f32],
+    channels: usize,
+    stride: usize,
+) -> Scratch {
+    let [h, w] = tiling.map;
+    let pixels = range.len() * w;
+    let mut input = Scratch::new((pixels + 1) * stride);
+    input[pixels * stride..].fill(0.0);
+    let rows = &image[range.start * w..];
+    planes_to_pixels(rows, h * w, channels, pixels, &mut input, |p| p * stride);
+    input
+}
+
+/// Checks that the part's tiles fit and returns where the first begins.
+fn tiles_of(
+    tiling: &Tiling,
+    part: &Part,
+    channels: usize,
+    out: SharedOutput<'_>,
+    layout: Layout,
+) -> *mut f32 {
+    let tiles = part.first_tile + part.rows.len() * tiling.across;
+    let last = layout.channel(channels.next_multiple_of(16) - 16) + 16;
+    let end = (tiling.size.points() - 1) * layout.point + (tiles - 1) * layout.tile + last;
+    out.pointer(part.first_tile * layout.tile..end)
 }
 
 vectorised! {
-    unsafe fn input_tiles(size: Size, src: &[f32], places: &[usize], channels: usize, to: *mut f32, point: usize) = input_tiles_with
+    unsafe fn input_tiles(size: Size, src: &[f32], places: &[usize], channels: usize, to: *mut f32, layout: Layout) = input_tiles_with
 }
 
 /// # Safety
-/// `channels` is a multiple of 16; every place is followed by that many entries of `src`; `to` is
-/// valid for the tiles' entries at every multiple of `point`.
+/// Every place is followed by `channels`, rounded up to a multiple of 16, entries of `src`; `to` is
+/// valid for those of every tile in the layout.
 #[inline(always)]
 unsafe fn input_tiles_with<V: Vector>(
     size: Size,
@@ -571,13 +627,13 @@ unsafe fn input_tiles_with<V: Vector>(
     places: &[usize],
     channels: usize,
     to: *mut f32,
-    point: usize,
+    layout: Layout,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match size {
-            Size::Two => input_tiles_by::<V, Two>(src, places, channels, to, point),
-            Size::Four => input_tiles_by::<V, Four>(src, places, channels, to, point),
+            Size::Two => input_tiles_by::<V, Two>(src, places, channels, to, layout),
+            Size::Four => input_tiles_by::<V, Four>(src, places, channels, to, layout),
         }
     }
 }
@@ -588,7 +644,7 @@ unsafe fn input_tiles_by<V: Vector, T: Transform>(
     places: &[usize],
     channels: usize,
     to: *mut f32,
-    point: usize,
+    layout: Layout,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -607,11 +663,11 @@ unsafe fn input_tiles_by<V: Vector, T: Transform>(
                         half[i][j] = d[i];
                     }
                 }
-                let to = to.add(tile * channels + c);
+                let to = to.add(tile * layout.tile + layout.channel(c));
                 for i in 0..T::IN {
                     let row = T::input(half[i]);
                     for j in 0..T::IN {
-                        row[j].store(to.add((i * T::IN + j) * point));
+                        row[j].store(to.add((i * T::IN + j) * layout.point));
                     }
                 }
             }
@@ -620,7 +676,7 @@ unsafe fn input_tiles_by<V: Vector, T: Transform>(
 }
 
 vectorised! {
-    unsafe fn gradient_tiles(size: Size, src: &[f32], places: &[usize], channels: usize, to: *mut f32, point: usize) = gradient_tiles_with
+    unsafe fn gradient_tiles(size: Size, src: &[f32], places: &[usize], channels: usize, to: *mut f32, layout: Layout) = gradient_tiles_with
 }
 
 /// # Safety
@@ -632,13 +688,13 @@ unsafe fn gradient_tiles_with<V: Vector>(
     places: &[usize],
     channels: usize,
     to: *mut f32,
-    point: usize,
+    layout: Layout,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match size {
-            Size::Two => gradient_tiles_by::<V, Two>(src, places, channels, to, point),
-            Size::Four => gradient_tiles_by::<V, Four>(src, places, channels, to, point),
+            Size::Two => gradient_tiles_by::<V, Two>(src, places, channels, to, layout),
+            Size::Four => gradient_tiles_by::<V, Four>(src, places, channels, to, layout),
         }
     }
 }
@@ -649,7 +705,7 @@ unsafe fn gradient_tiles_by<V: Vector, T: Transform>(
     places: &[usize],
     channels: usize,
     to: *mut f32,
-    point: usize,
+    layout: Layout,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -667,11 +723,11 @@ unsafe fn gradient_tiles_by<V: Vector, T: Transform>(
                         half[i][j] = y[i];
                     }
                 }
-                let to = to.add(tile * channels + c);
+                let to = to.add(tile * layout.tile + layout.channel(c));
                 for i in 0..T::IN {
                     let row = T::output_adjoint(half[i]);
                     for j in 0..T::IN {
-                        row[j].store(to.add((i * T::IN + j) * point));
+                        row[j].store(to.add((i * T::IN + j) * layout.point));
                     }
                 }
             }
