@@ -228,7 +228,7 @@ pub fn metrics(
             metric: extractor.frechet_metric(),
             extractor: extractor.name().to_owned(),
             extractor_hash: extractor.weights_hash().to_owned(),
-            resizing: extractor.resizing().to_owned(),
+            resizing: "to the extractor's size by antialiased bicubic, where it differs".to_owned(),
             image_count: generated.len() as u64,
             reference_count: Some(real.len() as u64),
             reference_hash: Some(plan.data.key.to_string()),

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use deme_decouple::LossLog;
+use deme_eval::Measurement;
 use deme_merge::{SearchConfig, SearchResult};
+use serde_json::{Value, json};
 
 use crate::diagnostics::Problem;
 use crate::recipe::Objective;
@@ -106,17 +108,24 @@ fn report_row(row: &RowPlan, experts: usize, weights: &[f64], metrics: &RowMetri
             })
             .collect(),
         grid_png: Some(row.samples.folder().join("grid.png")),
-        protocol: metrics.measurements.first().map_or(serde_json::Value::Null, |measurement| {
-            serde_json::to_value(&measurement.protocol).expect("a protocol is plain data")
-        }),
+        protocol: metrics.measurements.first().map_or(Value::Null, protocol_with_model),
     }
+}
+
+/// The protocol as JSON, the model's identity in one field `model`.
+fn protocol_with_model(measurement: &Measurement) -> Value {
+    let protocol = serde_json::to_value(&measurement.protocol).expect("a protocol is plain data");
+    let Value::Object(mut fields) = protocol else { unreachable!("a struct is an object") };
+    let hash = fields.remove("model_hash");
+    let name = fields.remove("model");
+    fields.insert("model".into(), json!({ "name": name, "hash": hash }));
+    Value::Object(fields)
 }
 
 /// What all rows share, as table lines.
 fn shared_protocol(metrics: &RowMetrics) -> Vec<(String, String)> {
     let Some(measurement) = metrics.measurements.first() else { return Vec::new() };
-    let protocol = serde_json::to_value(&measurement.protocol).expect("a protocol is plain data");
-    let serde_json::Value::Object(fields) = protocol else { return Vec::new() };
+    let Value::Object(fields) = protocol_with_model(measurement) else { return Vec::new() };
     fields
         .into_iter()
         .filter(|(key, value)| key != "model" && !value.is_null())
