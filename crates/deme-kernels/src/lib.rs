@@ -1,7 +1,11 @@
 //! The operations the networks spend their time in, each in one place.
 //!
-//! Every function takes and returns ordinary Burn tensors and has a plain-tensor path that works
-//! on any device, with gradients.
+//! Every function takes and returns ordinary Burn tensors, with gradients. f32 tensors on the CPU
+//! go to kernels of our own (`cpu`), as one Burn backend extension with its own backward passes;
+//! every other device and float type takes the [`plain`] path.
+//!
+//! A result does not depend on the number of threads, and an image's output is the same alone and
+//! in a batch.
 //!
 //! Not here: layers with parameters (`deme-nn`), networks, losses.
 

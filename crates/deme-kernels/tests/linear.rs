@@ -6,7 +6,7 @@ mod support;
 use burn::tensor::Tensor;
 use deme_kernels::{linear, plain};
 use proptest::prelude::*;
-use support::{assert_close, bits, f64, on_threads, tensor};
+use support::{assert_close, bits, f64, largest, on_threads, tensor};
 
 type Linear = fn(Tensor<3>, Tensor<2>, Option<Tensor<1>>) -> Tensor<3>;
 type Inputs = (Tensor<3>, Tensor<2>, Tensor<1>, Tensor<3>);
@@ -29,11 +29,16 @@ fn run(f: Linear, (x, weight, bias, g): Inputs) -> (Tensor<3>, Tensor<3>, Tensor
 
 fn check((x, weight, bias, g): Inputs) {
     let found = run(linear, (x.clone(), weight.clone(), bias.clone(), g.clone()));
-    let expected = run(plain::linear, (f64(x), f64(weight), f64(bias), f64(g)));
-    assert_close(f64(found.0), expected.0, 1e-5, "y");
-    assert_close(f64(found.1), expected.1, 1e-5, "dx");
-    assert_close(f64(found.2), expected.2, 1e-5, "dweight");
-    assert_close(f64(found.3), expected.3, 1e-5, "dbias");
+    let (x, weight, bias, g) = (f64(x), f64(weight), f64(bias), f64(g));
+    let sizes = run(
+        plain::linear,
+        (x.clone().abs(), weight.clone().abs(), bias.clone().abs(), g.clone().abs()),
+    );
+    let expected = run(plain::linear, (x, weight, bias, g));
+    assert_close(f64(found.0), expected.0, 1e-6, largest(&sizes.0), "y");
+    assert_close(f64(found.1), expected.1, 1e-6, largest(&sizes.1), "dx");
+    assert_close(f64(found.2), expected.2, 1e-6, largest(&sizes.2), "dweight");
+    assert_close(f64(found.3), expected.3, 1e-6, largest(&sizes.3), "dbias");
 }
 
 proptest! {

@@ -178,6 +178,12 @@ pub(crate) fn padded(channels: usize) -> usize {
     if padded.is_multiple_of(256) { padded + 16 } else { padded }
 }
 
+/// A distance of at least `len` between streams that are read or written side by side: an odd
+/// number of cache lines, so that they do not meet in one cache set.
+pub(crate) fn spread(len: usize) -> usize {
+    (len.div_ceil(16) | 1) * 16
+}
+
 /// `[panel][k][column]` from any `value(k, column)`, with zeros behind the last column.
 pub(crate) fn pack_panels(
     depth: usize,

@@ -32,6 +32,7 @@ impl GroupNormShape {
 
 /// Fills `y` with the normalised, scaled and activated x, and `stats` with (mean, 1 / deviation)
 /// of every (image, group).
+#[allow(clippy::too_many_arguments)]
 pub(crate) fn forward(
     shape: GroupNormShape,
     x: &[f32],

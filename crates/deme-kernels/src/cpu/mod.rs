@@ -3,6 +3,9 @@
 //! Every sum has one order, whatever the number of threads, and every image's result is the same
 //! alone or in a batch. Threads are rayon's, the caller's pool.
 
+// Indices are rows, points and lanes of the equations, often of several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 pub(crate) mod attention;
 pub(crate) mod buffer;
 pub(crate) mod conv;

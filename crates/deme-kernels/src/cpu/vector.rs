@@ -192,9 +192,9 @@ mod x86 {
 /// Defines an unsafe function that runs `body::<V: Vector>`, an `#[inline(always)]` generic
 /// function, with the widest register of this machine.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+    ($(#[$meta:meta])* $visible:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
-        unsafe fn $name($($arg: $ty),*) {
+        $visible unsafe fn $name($($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")]
             unsafe fn avx512($($arg: $ty),*) {

@@ -4,13 +4,16 @@
 //! A tile of 4x4 needs 36 products in place of 144, of 2x2 16 in place of 36. Vectors run along
 //! the channels in every step, so that small maps use them as well as large ones.
 
+mod tiles;
+mod transform;
+
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{ConvShape, padded};
+use super::conv::{ConvShape, padded, spread};
 use super::product::{Product, Rows, Start, WHOLE, panel_width, split};
 use super::transpose::{pixels_to_planes, planes_to_pixels};
-use super::vector::{Vector, vectorised};
 use rayon::prelude::*;
 use std::ops::Range;
+use tiles::{gradient_tiles, input_tiles, output_tiles, weight_gradient_tile, weight_tile};
 
 /// Outputs of one tile in each direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,141 +42,6 @@ impl Size {
     }
 }
 
-/// The one-dimensional transforms; each acts on the first `input()` or `out()` entries.
-trait Transform {
-    const OUT: usize;
-    const IN: usize;
-    /// B^T d
-    unsafe fn input<V: Vector>(d: [V; 6]) -> [V; 6];
-    /// A^T m
-    unsafe fn output<V: Vector>(m: [V; 6]) -> [V; 4];
-    /// G g
-    unsafe fn weight<V: Vector>(g: [V; 3]) -> [V; 6];
-    /// A y
-    unsafe fn output_adjoint<V: Vector>(y: [V; 4]) -> [V; 6];
-    /// G^T u
-    unsafe fn weight_adjoint<V: Vector>(u: [V; 6]) -> [V; 3];
-}
-
-/// Interpolation points 0, 1, -1, infinity.
-struct Two;
-/// Interpolation points 0, 1, -1, 2, -2, infinity.
-struct Four;
-
-// SAFETY of both: the trait functions of `Vector` are called with registers only; the callers run
-// where the instruction set of V is enabled.
-impl Transform for Two {
-    const OUT: usize = 2;
-    const IN: usize = 4;
-    #[inline(always)]
-    unsafe fn input<V: Vector>([d0, d1, d2, d3, z, _]: [V; 6]) -> [V; 6] {
-        unsafe { [d0.sub(d2), d1.add(d2), d2.sub(d1), d1.sub(d3), z, z] }
-    }
-    #[inline(always)]
-    unsafe fn output<V: Vector>([m0, m1, m2, m3, z, _]: [V; 6]) -> [V; 4] {
-        unsafe { [m0.add(m1.add(m2)), m1.sub(m2).sub(m3), z, z] }
-    }
-    #[inline(always)]
-    unsafe fn weight<V: Vector>([g0, g1, g2]: [V; 3]) -> [V; 6] {
-        unsafe {
-            let half = V::splat(0.5);
-            let (even, odd) = (g0.add(g2).mul(half), g1.mul(half));
-            [g0, even.add(odd), even.sub(odd), g2, g0, g0]
-        }
-    }
-    #[inline(always)]
-    unsafe fn output_adjoint<V: Vector>([y0, y1, z, _]: [V; 4]) -> [V; 6] {
-        unsafe { [y0, y0.add(y1), y0.sub(y1), V::splat(0.0).sub(y1), z, z] }
-    }
-    #[inline(always)]
-    unsafe fn weight_adjoint<V: Vector>([u0, u1, u2, u3, ..]: [V; 6]) -> [V; 3] {
-        unsafe {
-            let half = V::splat(0.5);
-            let even = u1.add(u2).mul(half);
-            [u0.add(even), u1.sub(u2).mul(half), even.add(u3)]
-        }
-    }
-}
-
-impl Transform for Four {
-    const OUT: usize = 4;
-    const IN: usize = 6;
-    #[inline(always)]
-    unsafe fn input<V: Vector>([d0, d1, d2, d3, d4, d5]: [V; 6]) -> [V; 6] {
-        unsafe {
-            let (two, four) = (V::splat(2.0), V::splat(4.0));
-            let (minus_four, minus_five) = (V::splat(-4.0), V::splat(-5.0));
-            let a = minus_four.mul_add(d2, d4); // d4 - 4 d2
-            let b = minus_four.mul_add(d1, d3); // d3 - 4 d1
-            let c = d4.sub(d2);
-            let d = two.mul(d3.sub(d1));
-            [
-                four.mul_add(d0, minus_five.mul_add(d2, d4)),
-                a.add(b),
-                a.sub(b),
-                c.add(d),
-                c.sub(d),
-                four.mul_add(d1, minus_five.mul_add(d3, d5)),
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn output<V: Vector>([m0, m1, m2, m3, m4, m5]: [V; 6]) -> [V; 4] {
-        unsafe {
-            let (a, b) = (m1.add(m2), m1.sub(m2));
-            let (c, d) = (m3.add(m4), m3.sub(m4));
-            [
-                m0.add(a).add(c),
-                V::splat(2.0).mul_add(d, b),
-                V::splat(4.0).mul_add(c, a),
-                V::splat(8.0).mul_add(d, b).add(m5),
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn weight<V: Vector>([g0, g1, g2]: [V; 3]) -> [V; 6] {
-        unsafe {
-            let sixth = V::splat(-1.0 / 6.0);
-            let (even, odd) = (g0.add(g2).mul(sixth), g1.mul(sixth));
-            // (g0 + 4 g2) / 24 and 2 g1 / 24
-            let far = V::splat(4.0).mul_add(g2, g0).mul(V::splat(1.0 / 24.0));
-            let far_odd = g1.mul(V::splat(1.0 / 12.0));
-            [
-                g0.mul(V::splat(0.25)),
-                even.add(odd),
-                even.sub(odd),
-                far.add(far_odd),
-                far.sub(far_odd),
-                g2,
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn output_adjoint<V: Vector>([y0, y1, y2, y3]: [V; 4]) -> [V; 6] {
-        unsafe {
-            let (even, odd) = (y0.add(y2), y1.add(y3));
-            let far = V::splat(4.0).mul_add(y2, y0);
-            let far_odd = V::splat(4.0).mul_add(y3, y1);
-            let far_odd = far_odd.add(far_odd);
-            [y0, even.add(odd), even.sub(odd), far.add(far_odd), far.sub(far_odd), y3]
-        }
-    }
-    #[inline(always)]
-    unsafe fn weight_adjoint<V: Vector>([u0, u1, u2, u3, u4, u5]: [V; 6]) -> [V; 3] {
-        unsafe {
-            let sixth = V::splat(-1.0 / 6.0);
-            let (even, odd) = (u1.add(u2).mul(sixth), u1.sub(u2).mul(sixth));
-            let far = u3.add(u4).mul(V::splat(1.0 / 24.0));
-            let far_odd = u3.sub(u4);
-            [
-                V::splat(0.25).mul_add(u0, even.add(far)),
-                V::splat(1.0 / 12.0).mul_add(far_odd, odd),
-                V::splat(4.0).mul_add(far, even).add(u5),
-            ]
-        }
-    }
-}
-
 /// G g G^T of every pair of channels, as `[point][panel][k][column]`.
 ///
 /// Forward the columns are the weight's output channels. `rotated` gives the convolution of the
@@ -190,7 +58,7 @@ pub(crate) fn transform_weights(
     let (k_stride, column_stride) = if rotated { (c_in * 9, 9) } else { (9, c_in * 9) };
     let width = panel_width();
     let panels = columns.div_ceil(width);
-    let point = panels * depth * width;
+    let point = spread(panels * depth * width);
     let mut u = Scratch::new(size.points() * point);
     let out = SharedOutput::new(&mut u);
     let parts = depth.div_ceil(16);
@@ -246,22 +114,25 @@ pub(crate) unsafe fn convolve(
             return;
         }
         let tiles = rows.len() * tiling.across;
-        let mut v = Scratch::new(size.points() * tiles * cp);
+        let v_layout = Layout::rows(tiles, cp);
+        let mut v = Scratch::new(size.points() * v_layout.point);
         for part in tiling.images_of(rows.clone()) {
             let image = &x[part.image * c_in * area..][..c_in * area];
             let v = SharedOutput::new(&mut v);
             // SAFETY: `v` is this task's own.
-            unsafe { transform_input(&tiling, &part, image, c_in, v, Layout::rows(tiles, cp)) };
+            unsafe { transform_input(&tiling, &part, image, c_in, v, v_layout) };
         }
         let mp = columns.len().next_multiple_of(16);
-        let mut m = Scratch::new(size.points() * tiles * mp);
+        let m_point = spread(tiles * mp);
+        let mut m = Scratch::new(size.points() * m_point);
         let depth = c_in * width;
-        for (point, m) in m.chunks_exact_mut(tiles * mp).enumerate() {
+        let u_point = spread(panels * depth);
+        for (point, m) in m.chunks_exact_mut(m_point).enumerate() {
             let product = Product {
-                a: &v[point * tiles * cp..][..tiles * cp],
+                a: &v[point * v_layout.point..][..v_layout.point],
                 rows: Rows::Every { stride: cp, count: tiles },
                 a_step: 1,
-                b: &u[(point * panels + panel_range.start) * depth..][..panel_range.len() * depth],
+                b: &u[point * u_point + panel_range.start * depth..][..panel_range.len() * depth],
                 b_panel: depth,
                 b_step: width,
                 runs: WHOLE,
@@ -282,7 +153,7 @@ pub(crate) unsafe fn convolve(
             let places = tiling.output_places(&part.rows, mp);
             let first_tile = part.first_tile;
             // SAFETY: the slices have the lengths that `output_tiles` asks for.
-            unsafe { output_tiles(size, &m, tiles, first_tile, mp, &places, &offset, &mut out) };
+            unsafe { output_tiles(size, &m, m_point, first_tile, mp, &places, &offset, &mut out) };
             let first = (part.image * c_out + columns.start) * area + range.start * map[1];
             let end = first + (columns.len() - 1) * area + pixels;
             // SAFETY: in bounds by `pointer`; the caller's promise, and tasks are disjoint.
@@ -307,7 +178,7 @@ struct Layout {
 impl Layout {
     /// `[point][tile][channel]`.
     fn rows(tiles: usize, channels: usize) -> Self {
-        Self { point: tiles * channels, tile: channels, block: 0, block_len: channels }
+        Self { point: spread(tiles * channels), tile: channels, block: 0, block_len: channels }
     }
 
     /// `[point][panel][tile][column]`: sums over tiles read a panel's memory in one stream.
@@ -315,7 +186,7 @@ impl Layout {
         let width = panel_width();
         let panels = channels.div_ceil(width);
         let block = tiles * width;
-        Self { point: panels * block, tile: width, block, block_len: width }
+        Self { point: spread(panels * block), tile: width, block, block_len: width }
     }
 
     /// Offset of channel c within its tile's.
@@ -347,7 +218,8 @@ pub(crate) fn weight_gradient(
     let mut v = Scratch::new(points * v_layout.point);
     let mut z = Scratch::new(points * z_layout.point);
     let channels: Vec<usize> = (0..s.c_in).map(|c| v_layout.channel(c)).collect();
-    let mut du = Scratch::new(points * s.c_in * kp);
+    let du_point = spread(s.c_in * kp);
+    let mut du = Scratch::new(points * du_point);
     if s.images == 0 {
         du.fill(0.0);
     }
@@ -388,7 +260,7 @@ pub(crate) fn weight_gradient(
                 columns: s.c_out,
                 start: if start == 0 { Start::Zero } else { Start::Existing },
             };
-            let first = point * s.c_in * kp;
+            let first = point * du_point;
             let to = du_out.range(first..first + s.c_in * kp);
             let rows = split(s.c_in, parts, part);
             // SAFETY: every task has its own rows of its own point.
@@ -402,9 +274,9 @@ pub(crate) fn weight_gradient(
         let mut taps = [0.0f32; 9 * 16];
         for ci in 0..s.c_in {
             let first = ci * kp + columns.start;
-            let from = &du[first..(points - 1) * s.c_in * kp + first + 16];
+            let from = &du[first..(points - 1) * du_point + first + 16];
             // SAFETY: `from` holds 16 entries (kp is padded to 16) at every point.
-            unsafe { weight_gradient_tile(size, from, s.c_in * kp, &mut taps) };
+            unsafe { weight_gradient_tile(size, from, du_point, &mut taps) };
             for (j, co) in columns.clone().enumerate() {
                 let first = (co * s.c_in + ci) * 9;
                 let to = out.pointer(first..first + 9);
@@ -611,320 +483,4 @@ fn tiles_of(
     let last = layout.channel(channels.next_multiple_of(16) - 16) + 16;
     let end = (tiling.size.points() - 1) * layout.point + (tiles - 1) * layout.tile + last;
     out.pointer(part.first_tile * layout.tile..end)
-}
-
-vectorised! {
-    unsafe fn input_tiles(size: Size, src: &[f32], places: &[usize], channels: usize, to: *mut f32, layout: Layout) = input_tiles_with
-}
-
-/// # Safety
-/// Every place is followed by `channels`, rounded up to a multiple of 16, entries of `src`; `to` is
-/// valid for those of every tile in the layout.
-#[inline(always)]
-unsafe fn input_tiles_with<V: Vector>(
-    size: Size,
-    src: &[f32],
-    places: &[usize],
-    channels: usize,
-    to: *mut f32,
-    layout: Layout,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match size {
-            Size::Two => input_tiles_by::<V, Two>(src, places, channels, to, layout),
-            Size::Four => input_tiles_by::<V, Four>(src, places, channels, to, layout),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn input_tiles_by<V: Vector, T: Transform>(
-    src: &[f32],
-    places: &[usize],
-    channels: usize,
-    to: *mut f32,
-    layout: Layout,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = V::splat(0.0);
-        for (tile, places) in places.chunks_exact(T::IN * T::IN).enumerate() {
-            for c in (0..channels).step_by(V::LANES) {
-                // B^T d: down the columns first.
-                let mut half = [[zero; 6]; 6];
-                for j in 0..T::IN {
-                    let mut d = [zero; 6];
-                    for i in 0..T::IN {
-                        d[i] = V::load(src.as_ptr().add(places[i * T::IN + j] + c));
-                    }
-                    let d = T::input(d);
-                    for i in 0..T::IN {
-                        half[i][j] = d[i];
-                    }
-                }
-                let to = to.add(tile * layout.tile + layout.channel(c));
-                for i in 0..T::IN {
-                    let row = T::input(half[i]);
-                    for j in 0..T::IN {
-                        row[j].store(to.add((i * T::IN + j) * layout.point));
-                    }
-                }
-            }
-        }
-    }
-}
-
-vectorised! {
-    unsafe fn gradient_tiles(size: Size, src: &[f32], places: &[usize], channels: usize, to: *mut f32, layout: Layout) = gradient_tiles_with
-}
-
-/// # Safety
-/// As for [`input_tiles_with`].
-#[inline(always)]
-unsafe fn gradient_tiles_with<V: Vector>(
-    size: Size,
-    src: &[f32],
-    places: &[usize],
-    channels: usize,
-    to: *mut f32,
-    layout: Layout,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match size {
-            Size::Two => gradient_tiles_by::<V, Two>(src, places, channels, to, layout),
-            Size::Four => gradient_tiles_by::<V, Four>(src, places, channels, to, layout),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn gradient_tiles_by<V: Vector, T: Transform>(
-    src: &[f32],
-    places: &[usize],
-    channels: usize,
-    to: *mut f32,
-    layout: Layout,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = V::splat(0.0);
-        for (tile, places) in places.chunks_exact(T::OUT * T::OUT).enumerate() {
-            for c in (0..channels).step_by(V::LANES) {
-                let mut half = [[zero; 4]; 6];
-                for j in 0..T::OUT {
-                    let mut y = [zero; 4];
-                    for i in 0..T::OUT {
-                        y[i] = V::load(src.as_ptr().add(places[i * T::OUT + j] + c));
-                    }
-                    let y = T::output_adjoint(y);
-                    for i in 0..T::IN {
-                        half[i][j] = y[i];
-                    }
-                }
-                let to = to.add(tile * layout.tile + layout.channel(c));
-                for i in 0..T::IN {
-                    let row = T::output_adjoint(half[i]);
-                    for j in 0..T::IN {
-                        row[j].store(to.add((i * T::IN + j) * layout.point));
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A^T m A + offset of the tiles from `first` on, written to their places in `out`.
-///
-/// # Safety
-/// `m` is `[point][tiles][columns]` with `columns` a multiple of 16, `offset` has `columns`
-/// entries, and every place is followed by `columns` entries of `out`.
-#[allow(clippy::too_many_arguments)]
-unsafe fn output_tiles(
-    size: Size,
-    m: &[f32],
-    tiles: usize,
-    first: usize,
-    columns: usize,
-    places: &[usize],
-    offset: &[f32],
-    out: &mut [f32],
-) {
-    assert!(m.len() >= size.points() * tiles * columns && offset.len() >= columns);
-    assert!(places.iter().all(|place| place + columns <= out.len()));
-    let from = &m[first * columns..];
-    // SAFETY: the checks above and the caller's promise.
-    unsafe { output_block(size, from, tiles * columns, columns, places, offset, out.as_mut_ptr()) }
-}
-
-vectorised! {
-    unsafe fn output_block(size: Size, m: &[f32], point: usize, columns: usize, places: &[usize], offset: &[f32], out: *mut f32) = output_block_with
-}
-
-/// # Safety
-/// As for [`output_tiles`].
-#[inline(always)]
-unsafe fn output_block_with<V: Vector>(
-    size: Size,
-    m: &[f32],
-    point: usize,
-    columns: usize,
-    places: &[usize],
-    offset: &[f32],
-    out: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match size {
-            Size::Two => output_block_by::<V, Two>(m, point, columns, places, offset, out),
-            Size::Four => output_block_by::<V, Four>(m, point, columns, places, offset, out),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn output_block_by<V: Vector, T: Transform>(
-    m: &[f32],
-    point: usize,
-    columns: usize,
-    places: &[usize],
-    offset: &[f32],
-    out: *mut f32,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = V::splat(0.0);
-        for (tile, places) in places.chunks_exact(T::OUT * T::OUT).enumerate() {
-            for c in (0..columns).step_by(V::LANES) {
-                let m = m.as_ptr().add(tile * columns + c);
-                let mut half = [[zero; 6]; 4];
-                for j in 0..T::IN {
-                    let mut column = [zero; 6];
-                    for i in 0..T::IN {
-                        column[i] = V::load(m.add((i * T::IN + j) * point));
-                    }
-                    let column = T::output(column);
-                    for i in 0..T::OUT {
-                        half[i][j] = column[i];
-                    }
-                }
-                let offset = V::load(offset.as_ptr().add(c));
-                for i in 0..T::OUT {
-                    let row = T::output(half[i]);
-                    for j in 0..T::OUT {
-                        row[j].add(offset).store(out.add(places[i * T::OUT + j] + c));
-                    }
-                }
-            }
-        }
-    }
-}
-
-vectorised! {
-    unsafe fn weight_tile(size: Size, taps: &[f32; 9 * 32], width: usize, to: *mut f32, point: usize) = weight_tile_with
-}
-
-/// # Safety
-/// `width` is 16 or 32, and `to` valid for that many entries at every multiple of `point`.
-#[inline(always)]
-unsafe fn weight_tile_with<V: Vector>(
-    size: Size,
-    taps: &[f32; 9 * 32],
-    width: usize,
-    to: *mut f32,
-    point: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match size {
-            Size::Two => weight_tile_by::<V, Two>(taps, width, to, point),
-            Size::Four => weight_tile_by::<V, Four>(taps, width, to, point),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn weight_tile_by<V: Vector, T: Transform>(
-    taps: &[f32; 9 * 32],
-    width: usize,
-    to: *mut f32,
-    point: usize,
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = V::splat(0.0);
-        for c in (0..width).step_by(V::LANES) {
-            let mut half = [[zero; 3]; 6];
-            for j in 0..3 {
-                let mut g = [zero; 3];
-                for i in 0..3 {
-                    g[i] = V::load(taps.as_ptr().add((i * 3 + j) * 32 + c));
-                }
-                let g = T::weight(g);
-                for i in 0..T::IN {
-                    half[i][j] = g[i];
-                }
-            }
-            for i in 0..T::IN {
-                let row = T::weight(half[i]);
-                for j in 0..T::IN {
-                    row[j].store(to.add((i * T::IN + j) * point + c));
-                }
-            }
-        }
-    }
-}
-
-vectorised! {
-    unsafe fn weight_gradient_tile(size: Size, du: &[f32], point: usize, taps: &mut [f32; 9 * 16]) = weight_gradient_tile_with
-}
-
-/// # Safety
-/// `du` holds 16 entries at every multiple of `point`.
-#[inline(always)]
-unsafe fn weight_gradient_tile_with<V: Vector>(
-    size: Size,
-    du: &[f32],
-    point: usize,
-    taps: &mut [f32; 9 * 16],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match size {
-            Size::Two => weight_gradient_tile_by::<V, Two>(du, point, taps),
-            Size::Four => weight_gradient_tile_by::<V, Four>(du, point, taps),
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn weight_gradient_tile_by<V: Vector, T: Transform>(
-    du: &[f32],
-    point: usize,
-    taps: &mut [f32; 9 * 16],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let zero = V::splat(0.0);
-        for c in (0..16).step_by(V::LANES) {
-            let mut half = [[zero; 6]; 3];
-            for j in 0..T::IN {
-                let mut u = [zero; 6];
-                for i in 0..T::IN {
-                    u[i] = V::load(du.as_ptr().add((i * T::IN + j) * point + c));
-                }
-                let u = T::weight_adjoint(u);
-                for i in 0..3 {
-                    half[i][j] = u[i];
-                }
-            }
-            for i in 0..3 {
-                let row = T::weight_adjoint(half[i]);
-                for j in 0..3 {
-                    row[j].store(taps.as_mut_ptr().add((i * 3 + j) * 16 + c));
-                }
-            }
-        }
-    }
 }
