@@ -23,11 +23,7 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self {
-            betas: [0.95, 0.999],
-            weight_decay: 1e-6,
-            eps: 1e-8,
-        }
+        Self { betas: [0.95, 0.999], weight_decay: 1e-6, eps: 1e-8 }
     }
 }
 
@@ -42,11 +38,7 @@ pub struct AdamW {
 impl AdamW {
     /// Moments start at zero.
     pub fn new(config: AdamWConfig) -> Self {
-        Self {
-            config,
-            steps: 0,
-            moments: BTreeMap::new(),
-        }
+        Self { config, steps: 0, moments: BTreeMap::new() }
     }
 
     /// Steps taken.
@@ -115,23 +107,17 @@ impl AdamW {
         let read = |name: &str| -> Result<Tensor<1>, OptimizerStateError> {
             let stored = state
                 .get(name)
-                .ok_or_else(|| OptimizerStateError::Missing {
-                    name: name.to_owned(),
-                })?;
+                .ok_or_else(|| OptimizerStateError::Missing { name: name.to_owned() })?;
             let values = stored.to_f32()?;
             let len = values.len();
             Ok(Tensor::from_data(TensorData::new(values, [len]), device))
         };
         for full in state.names() {
             let Some((kind, name)) = full.split_once('.') else {
-                return Err(OptimizerStateError::Unknown {
-                    name: full.to_owned(),
-                });
+                return Err(OptimizerStateError::Unknown { name: full.to_owned() });
             };
             if !MOMENTS.contains(&kind) {
-                return Err(OptimizerStateError::Unknown {
-                    name: full.to_owned(),
-                });
+                return Err(OptimizerStateError::Unknown { name: full.to_owned() });
             }
             if !moments.contains_key(name) {
                 let pair = [
@@ -141,11 +127,7 @@ impl AdamW {
                 moments.insert(name.to_owned(), pair);
             }
         }
-        Ok(Self {
-            config,
-            steps,
-            moments,
-        })
+        Ok(Self { config, steps, moments })
     }
 }
 
@@ -194,10 +176,7 @@ mod tests {
 
     #[test]
     fn three_steps_equal_the_formula_in_f64() {
-        let config = AdamWConfig {
-            weight_decay: 0.1,
-            ..AdamWConfig::default()
-        };
+        let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
         let (mut net, mut adamw) = (model(), AdamW::new(config));
         let mut theta: Vec<f64> = to_state_dict(&net)
             .get("weight")
@@ -216,19 +195,14 @@ mod tests {
                 let g = f64::from(g[i]) * 0.5;
                 m[i] = 0.95 * m[i] + 0.05 * g;
                 v[i] = 0.999 * v[i] + 0.001 * g * g;
-                let (mh, vh) = (
-                    m[i] / (1.0 - 0.95f64.powi(step)),
-                    v[i] / (1.0 - 0.999f64.powi(step)),
-                );
+                let (mh, vh) =
+                    (m[i] / (1.0 - 0.95f64.powi(step)), v[i] / (1.0 - 0.999f64.powi(step)));
                 theta[i] = theta[i] * (1.0 - 1e-2 * 0.1) - 1e-2 * mh / (vh.sqrt() + 1e-8);
             }
         }
         let found = to_state_dict(&net).get("weight").unwrap().to_f32().unwrap();
         for (found, expected) in found.iter().zip(&theta) {
-            assert!(
-                (f64::from(*found) - expected).abs() < 1e-5,
-                "{found} {expected}"
-            );
+            assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
         }
     }
 
@@ -242,10 +216,7 @@ mod tests {
         let a = adamw.step(net.clone(), gradients(&net), 1e-2, 1.0);
         let b = resumed.step(net.clone(), gradients(&net), 1e-2, 1.0);
         assert_eq!(resumed.steps(), 2);
-        assert_eq!(
-            to_state_dict(&a).content_hash(),
-            to_state_dict(&b).content_hash()
-        );
+        assert_eq!(to_state_dict(&a).content_hash(), to_state_dict(&b).content_hash());
     }
 
     #[test]
@@ -253,28 +224,16 @@ mod tests {
         let device = Device::flex();
         let load =
             |state: &StateDict| AdamW::from_state_dict(AdamWConfig::default(), state, &device);
-        assert!(matches!(
-            load(&StateDict::default()),
-            Err(OptimizerStateError::NoStepCount)
-        ));
+        assert!(matches!(load(&StateDict::default()), Err(OptimizerStateError::NoStepCount)));
         let mut adamw = AdamW::new(AdamWConfig::default());
         let net = model();
         adamw.step(net.clone(), gradients(&net), 1e-2, 1.0);
         let mut state = adamw.to_state_dict();
         state.remove("second_moment.bias");
-        assert!(matches!(
-            load(&state),
-            Err(OptimizerStateError::Missing { .. })
-        ));
+        assert!(matches!(load(&state), Err(OptimizerStateError::Missing { .. })));
         let mut state = adamw.to_state_dict();
-        state.insert(
-            "third_moment.bias".into(),
-            StoredTensor::from_f32(vec![1], vec![0.0]),
-        );
-        assert!(matches!(
-            load(&state),
-            Err(OptimizerStateError::Unknown { .. })
-        ));
+        state.insert("third_moment.bias".into(), StoredTensor::from_f32(vec![1], vec![0.0]));
+        assert!(matches!(load(&state), Err(OptimizerStateError::Unknown { .. })));
         let mut state = adamw.to_state_dict();
         let ints = StoredTensor::new(deme_merge::Dtype::I64, vec![1], vec![0; 8]).unwrap();
         state.insert("first_moment.bias".into(), ints);

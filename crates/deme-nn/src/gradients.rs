@@ -50,15 +50,10 @@ impl Gradients {
                 self.by_name.insert(self.path.join("."), entry);
             }
         }
-        let mut collect = Collect {
-            path: Vec::new(),
-            all: loss.backward(),
-            by_name: BTreeMap::new(),
-        };
+        let mut collect =
+            Collect { path: Vec::new(), all: loss.backward(), by_name: BTreeMap::new() };
         model.visit(&mut collect);
-        Self {
-            by_name: collect.by_name,
-        }
+        Self { by_name: collect.by_name }
     }
 
     /// Adds another set of the same parameters (gradient accumulation).
@@ -68,28 +63,18 @@ impl Gradients {
             assert_eq!(name, other_name, "gradients of the same model");
             (name, (shape, a + b))
         });
-        Self {
-            by_name: by_name.collect(),
-        }
+        Self { by_name: by_name.collect() }
     }
 
     /// Multiplies all by `factor`.
     pub fn scale(self, factor: f64) -> Self {
-        let scaled = self
-            .by_name
-            .into_iter()
-            .map(|(name, (shape, g))| (name, (shape, g * factor)));
-        Self {
-            by_name: scaled.collect(),
-        }
+        let scaled = self.by_name.into_iter().map(|(name, (shape, g))| (name, (shape, g * factor)));
+        Self { by_name: scaled.collect() }
     }
 
     /// Euclidean norm over all parameters together.
     pub fn norm(&self) -> f64 {
-        let squares = self
-            .by_name
-            .values()
-            .map(|(_, g)| deme_kernels::squared_norm(g.clone()));
+        let squares = self.by_name.values().map(|(_, g)| deme_kernels::squared_norm(g.clone()));
         squares.sum::<f64>().sqrt()
     }
 
@@ -129,10 +114,7 @@ mod tests {
         let live = with_gradients(&model);
         let x = Tensor::<2>::from_floats([[1.0, 2.0, 3.0]], &device);
         let gradients = Gradients::of(&live.forward(x).sum(), &live);
-        assert_eq!(
-            host(gradients.get("weight").unwrap().clone()),
-            [1.0, 2.0, 3.0]
-        );
+        assert_eq!(host(gradients.get("weight").unwrap().clone()), [1.0, 2.0, 3.0]);
         assert_eq!(host(gradients.get("bias").unwrap().clone()), [1.0]);
         assert!((gradients.norm() - 15f64.sqrt()).abs() < 1e-6);
     }

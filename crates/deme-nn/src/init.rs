@@ -15,10 +15,7 @@ pub struct Init {
 impl Init {
     /// Starts the stream of `seed`; parameters are placed on `device`.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self {
-            rng: ChaCha8Rng::seed_from_u64(seed),
-            device: device.clone(),
-        }
+        Self { rng: ChaCha8Rng::seed_from_u64(seed), device: device.clone() }
     }
 
     /// Where the parameters are placed.

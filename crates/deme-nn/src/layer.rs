@@ -163,9 +163,7 @@ pub struct Embedding {
 impl Embedding {
     /// Normal entries with deviation `std` (PyTorch's default is 1).
     pub fn new(entries: usize, width: usize, std: f32, init: &mut Init) -> Self {
-        Self {
-            weight: Param::from_tensor(init.normal([entries, width], std)),
-        }
+        Self { weight: Param::from_tensor(init.normal([entries, width], std)) }
     }
 
     /// Indices `[B, L]` in `0..entries` to `[B, L, width]`.

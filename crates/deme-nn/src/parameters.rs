@@ -44,14 +44,10 @@ pub fn visit_parameters<M: Module>(model: &M, visitor: &mut impl Parameters) {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             let tensor = param.val();
             let shape = tensor.dims();
-            self.visitor
-                .parameter(&self.path.name(), &shape, tensor.flatten(0, D - 1));
+            self.visitor.parameter(&self.path.name(), &shape, tensor.flatten(0, D - 1));
         }
     }
-    model.visit(&mut Visit {
-        path: Path::default(),
-        visitor,
-    });
+    model.visit(&mut Visit { path: Path::default(), visitor });
 }
 
 /// Replaces every parameter by `map(name, flat tensor)`, which must keep the number of entries.
@@ -77,20 +73,14 @@ pub fn map_parameters<M: Module>(
             Param::initialized(id, mapped.reshape(shape))
         }
     }
-    model.map(&mut Map {
-        path: Path::default(),
-        map,
-    })
+    model.map(&mut Map { path: Path::default(), map })
 }
 
 /// Every parameter's name and shape, in field order.
 pub fn parameter_shapes<M: Module>(model: &M) -> Vec<ParameterShape> {
     let mut shapes = Vec::new();
     visit_parameters(model, &mut |name: &str, shape: &[usize], _: Tensor<1>| {
-        shapes.push(ParameterShape {
-            name: name.to_owned(),
-            shape: shape.to_vec(),
-        });
+        shapes.push(ParameterShape { name: name.to_owned(), shape: shape.to_vec() });
     });
     shapes
 }
@@ -98,15 +88,9 @@ pub fn parameter_shapes<M: Module>(model: &M) -> Vec<ParameterShape> {
 /// Copies all parameters to the host as f32.
 pub fn to_state_dict<M: Module>(model: &M) -> StateDict {
     let mut state = StateDict::default();
-    visit_parameters(
-        model,
-        &mut |name: &str, shape: &[usize], tensor: Tensor<1>| {
-            state.insert(
-                name.to_owned(),
-                StoredTensor::from_f32(shape.to_vec(), host(tensor)),
-            );
-        },
-    );
+    visit_parameters(model, &mut |name: &str, shape: &[usize], tensor: Tensor<1>| {
+        state.insert(name.to_owned(), StoredTensor::from_f32(shape.to_vec(), host(tensor)));
+    });
     state
 }
 
@@ -132,11 +116,7 @@ pub fn load_state_dict<M: Module>(model: M, state: &StateDict) -> Result<M, Load
         let scalar = stored.shape().is_empty() && shape == &[1];
         if stored.shape() != shape && !scalar {
             let (expected, found) = (shape.clone(), stored.shape().to_vec());
-            wrong_shape.push(WrongShape {
-                name: name.clone(),
-                expected,
-                found,
-            });
+            wrong_shape.push(WrongShape { name: name.clone(), expected, found });
             continue;
         }
         values.insert(name.clone(), stored.to_f32()?);
@@ -150,9 +130,7 @@ pub fn load_state_dict<M: Module>(model: M, state: &StateDict) -> Result<M, Load
         });
     }
     Ok(map_parameters(model, &mut |name, tensor| {
-        let values = values
-            .remove(name)
-            .expect("every parameter's values were read above");
+        let values = values.remove(name).expect("every parameter's values were read above");
         let len = values.len();
         Tensor::from_data(TensorData::new(values, [len]), &tensor.device())
     }))
@@ -199,17 +177,11 @@ fn describe(
     let list = |text: &mut String, what: &str, names: Vec<String>| {
         if !names.is_empty() {
             text.push_str(&format!("\n  {} {what}:", names.len()));
-            names
-                .iter()
-                .for_each(|name| text.push_str(&format!("\n    {name}")));
+            names.iter().for_each(|name| text.push_str(&format!("\n    {name}")));
         }
     };
     list(&mut text, "missing in the checkpoint", missing.to_vec());
-    list(
-        &mut text,
-        "in the checkpoint but not in the model",
-        unused.to_vec(),
-    );
+    list(&mut text, "in the checkpoint but not in the model", unused.to_vec());
     let shapes = wrong_shape
         .iter()
         .map(|w| format!("{}: expected {:?}, found {:?}", w.name, w.expected, w.found));
@@ -219,10 +191,7 @@ fn describe(
 
 /// A flat tensor's values on the host.
 pub(crate) fn host(tensor: Tensor<1>) -> Vec<f32> {
-    tensor
-        .into_data()
-        .try_into_vec::<f32>()
-        .expect("parameters are f32")
+    tensor.into_data().try_into_vec::<f32>().expect("parameters are f32")
 }
 
 /// The dotted name of the place a traversal has reached.
@@ -256,31 +225,14 @@ mod tests {
 
     fn net(seed: u64) -> Net {
         let mut init = Init::new(seed, &Device::flex());
-        let to_out = vec![
-            Linear::new(2, 3, true, &mut init),
-            Linear::new(3, 1, false, &mut init),
-        ];
-        Net {
-            to_out,
-            scale: Param::from_tensor(init.constant([1], 2.0)),
-        }
+        let to_out = vec![Linear::new(2, 3, true, &mut init), Linear::new(3, 1, false, &mut init)];
+        Net { to_out, scale: Param::from_tensor(init.constant([1], 2.0)) }
     }
 
     #[test]
     fn names_are_field_paths_and_a_round_trip_is_exact() {
-        let names: Vec<String> = parameter_shapes(&net(0))
-            .into_iter()
-            .map(|p| p.name)
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "to_out.0.weight",
-                "to_out.0.bias",
-                "to_out.1.weight",
-                "scale"
-            ]
-        );
+        let names: Vec<String> = parameter_shapes(&net(0)).into_iter().map(|p| p.name).collect();
+        assert_eq!(names, ["to_out.0.weight", "to_out.0.bias", "to_out.1.weight", "scale"]);
         let state = to_state_dict(&net(0));
         let loaded = load_state_dict(net(1), &state).unwrap();
         assert_eq!(to_state_dict(&loaded).content_hash(), state.content_hash());
@@ -300,19 +252,10 @@ mod tests {
         let mut state = to_state_dict(&net(0));
         state.remove("to_out.0.bias");
         state.insert("extra".into(), StoredTensor::from_f32(vec![1], vec![0.0]));
-        state.insert(
-            "to_out.1.weight".into(),
-            StoredTensor::from_f32(vec![3], vec![0.0; 3]),
-        );
+        state.insert("to_out.1.weight".into(), StoredTensor::from_f32(vec![3], vec![0.0; 3]));
         let error = load_state_dict(net(0), &state).unwrap_err();
         let text = error.to_string();
-        let LoadError::Mismatch {
-            applied,
-            missing,
-            unused,
-            wrong_shape,
-        } = error
-        else {
+        let LoadError::Mismatch { applied, missing, unused, wrong_shape } = error else {
             panic!("another error")
         };
         assert_eq!(
@@ -320,10 +263,7 @@ mod tests {
             (2, vec!["to_out.0.bias".into()], vec!["extra".into()])
         );
         assert_eq!(wrong_shape[0].expected, [1, 3]);
-        assert!(
-            text.contains("to_out.1.weight: expected [1, 3], found [3]"),
-            "{text}"
-        );
+        assert!(text.contains("to_out.1.weight: expected [1, 3], found [3]"), "{text}");
     }
 
     #[test]
@@ -331,9 +271,6 @@ mod tests {
         let mut state = to_state_dict(&net(0));
         let ints = StoredTensor::new(deme_merge::Dtype::I64, vec![1], vec![0; 8]).unwrap();
         state.insert("scale".into(), ints);
-        assert!(matches!(
-            load_state_dict(net(0), &state),
-            Err(LoadError::State(_))
-        ));
+        assert!(matches!(load_state_dict(net(0), &state), Err(LoadError::State(_))));
     }
 }

@@ -8,9 +8,9 @@ use deme_clip::ClipError;
 use deme_data::DataError;
 use deme_decouple::loss_probe::LossProbeError;
 use deme_decouple::{FinetuneError, ImpossibleValue, StepError, TrainStateError};
+use deme_diffusion::ProjectionError;
 use deme_diffusion::{CheckpointError, SampleError, ScheduleError, UNetConfigError};
 use deme_eval::EvalError;
-use deme_diffusion::ProjectionError;
 use deme_merge::{MergeError, SearchError, StateDictError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
@@ -62,7 +62,9 @@ pub enum Problem {
     },
     /// A file or folder that cannot be written.
     #[error("cannot write {}: {source}", path.display())]
-    #[diagnostic(help("what was finished is kept; make room or choose another folder with --out, then run the same command again"))]
+    #[diagnostic(help(
+        "what was finished is kept; make room or choose another folder with --out, then run the same command again"
+    ))]
     Write {
         /// Which.
         path: PathBuf,
@@ -78,7 +80,9 @@ pub enum Problem {
     },
     /// An artefact of an earlier stage that cannot be used.
     #[error("the artefact {} is broken: {reason}", path.display())]
-    #[diagnostic(help("delete the stage's folder and run the same command again; that stage is then done anew"))]
+    #[diagnostic(help(
+        "delete the stage's folder and run the same command again; that stage is then done anew"
+    ))]
     BrokenArtefact {
         /// Which.
         path: PathBuf,

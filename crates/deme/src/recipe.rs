@@ -235,13 +235,17 @@ impl Recipe {
             (None, None) if !scratch => {}
             _ if scratch => {
                 return impossible(
-                    "pretrained.from = \"scratch\" without pretrained.unet and pretrained.training".into(),
+                    "pretrained.from = \"scratch\" without pretrained.unet and pretrained.training"
+                        .into(),
                     "say which network to train and how, or name a diffusers folder in pretrained.from",
                 );
             }
             _ => {
                 return impossible(
-                    format!("pretrained.from = {:?} beside a network to train", self.pretrained.from),
+                    format!(
+                        "pretrained.from = {:?} beside a network to train",
+                        self.pretrained.from
+                    ),
                     "remove pretrained.unet and pretrained.training, or set pretrained.from = \"scratch\"",
                 );
             }
@@ -250,7 +254,10 @@ impl Recipe {
             unet.check()?;
         }
         if self.decouple.ranges == 0 {
-            return impossible("decouple.ranges = 0".into(), "1 is plain finetuning, 4 the paper's choice");
+            return impossible(
+                "decouple.ranges = 0".into(),
+                "1 is plain finetuning, 4 the paper's choice",
+            );
         }
         if let Some(weights) = &self.merge.weights
             && (weights.len() != self.decouple.ranges || weights.iter().any(|w| !w.is_finite()))
@@ -272,16 +279,22 @@ impl Recipe {
             ("sampling.images", self.sampling.images),
             ("sampling.batch_size", self.sampling.batch_size),
             ("evaluation.loss_images", self.evaluation.loss_images),
-            ("merge.objective.images", match &self.merge.objective {
-                Objective::Loss { images } | Objective::Frechet { images, .. } => *images,
-            }),
+            (
+                "merge.objective.images",
+                match &self.merge.objective {
+                    Objective::Loss { images } | Objective::Frechet { images, .. } => *images,
+                },
+            ),
         ] {
             if value == 0 {
                 return impossible(format!("{key} = 0"), "it must be at least 1");
             }
         }
         if self.sampling.images < 2 {
-            return impossible("sampling.images = 1".into(), "a covariance needs at least 2 images");
+            return impossible(
+                "sampling.images = 1".into(),
+                "a covariance needs at least 2 images",
+            );
         }
         Ok(())
     }
@@ -289,31 +302,32 @@ impl Recipe {
 
 /// Applies `a.b.c=value` overrides to a recipe's text. A value that is no TOML is a string.
 fn apply(name: &str, text: &str, overrides: &[String]) -> Result<String, Problem> {
-    let mut document: DocumentMut = text.parse().map_err(|e: toml_edit::TomlError| Problem::Recipe {
-        message: e.message().to_owned(),
-        source_code: NamedSource::new(name, text.to_owned()).with_language("toml"),
-        span: e.span().map(|s| (s.start, s.len()).into()),
-        help: None,
-    })?;
+    let mut document: DocumentMut =
+        text.parse().map_err(|e: toml_edit::TomlError| Problem::Recipe {
+            message: e.message().to_owned(),
+            source_code: NamedSource::new(name, text.to_owned()).with_language("toml"),
+            span: e.span().map(|s| (s.start, s.len()).into()),
+            help: None,
+        })?;
     for entry in overrides {
         let usage = |message: String| Problem::Usage {
             message,
-            help: "write --set key=value, as in --set decouple.ranges=4 or --set data.path=pictures".into(),
+            help:
+                "write --set key=value, as in --set decouple.ranges=4 or --set data.path=pictures"
+                    .into(),
         };
         let (key, value) =
             entry.split_once('=').ok_or_else(|| usage(format!("`--set {entry}` has no `=`")))?;
-        let value: toml_edit::Value = value
-            .trim()
-            .parse()
-            .unwrap_or_else(|_| toml_edit::Value::from(value.trim()));
+        let value: toml_edit::Value =
+            value.trim().parse().unwrap_or_else(|_| toml_edit::Value::from(value.trim()));
         let path: Vec<&str> = key.trim().split('.').collect();
         let (last, tables) = path.split_last().expect("split gives at least one part");
         let mut table: &mut dyn toml_edit::TableLike = document.as_table_mut();
         for part in tables {
             let item = table.entry(part).or_insert_with(|| Item::Table(Table::new()));
-            table = item
-                .as_table_like_mut()
-                .ok_or_else(|| usage(format!("`--set {entry}`: `{part}` is a value, not a table")))?;
+            table = item.as_table_like_mut().ok_or_else(|| {
+                usage(format!("`--set {entry}`: `{part}` is a value, not a table"))
+            })?;
         }
         if last.is_empty() {
             return Err(usage(format!("`--set {entry}` names no key")));
@@ -360,7 +374,8 @@ mod tests {
 
     #[test]
     fn overrides_reach_nested_keys_and_may_be_bare_strings() {
-        let recipe = shapes(&["decouple.ranges=2", "decouple.finetune.learning_rate=1e-3", "name=mine"]);
+        let recipe =
+            shapes(&["decouple.ranges=2", "decouple.finetune.learning_rate=1e-3", "name=mine"]);
         let recipe = recipe.unwrap();
         assert_eq!((recipe.decouple.ranges, recipe.name.as_str()), (2, "mine"));
         assert_eq!(recipe.decouple.finetune.learning_rate, 1e-3);

@@ -99,7 +99,6 @@ impl RunDir {
     pub fn root(&self) -> &Path {
         &self.root
     }
-
 }
 
 /// The place of one stage's artefact.

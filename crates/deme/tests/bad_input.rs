@@ -47,13 +47,19 @@ impl Place {
 }
 
 fn captions(files: impl IntoIterator<Item = String>) -> String {
-    files.into_iter().map(|file| format!("{{\"file_name\": {file:?}, \"text\": \"a shape\"}}\n")).collect()
+    files
+        .into_iter()
+        .map(|file| format!("{{\"file_name\": {file:?}, \"text\": \"a shape\"}}\n"))
+        .collect()
 }
 
 #[test]
 fn unknown_keys_and_impossible_values() {
     let place = Place::new();
-    place.refuses(&["decouple.finetune.itertions=3"], &["unknown field", "did you mean `iterations`?"]);
+    place.refuses(
+        &["decouple.finetune.itertions=3"],
+        &["unknown field", "did you mean `iterations`?"],
+    );
     place.refuses(&["decouple.ranges=0"], &["decouple.ranges = 0"]);
     place.refuses(&["decouple.ranges=101"], &["decouple.ranges = 101", "between 1 and 100"]);
     place.refuses(&["decouple.finetune.learning_rate=-1"], &["learning_rate"]);
@@ -126,7 +132,10 @@ fn a_diverging_run_says_so_and_keeps_what_was_finished() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
-    assert!(stages.iter().any(|s| s.starts_with("pretrained-") && !s.contains("partial")), "{stages:?}");
+    assert!(
+        stages.iter().any(|s| s.starts_with("pretrained-") && !s.contains("partial")),
+        "{stages:?}"
+    );
 }
 
 #[test]
@@ -141,7 +150,10 @@ fn a_full_disk_is_named_and_what_was_finished_stays() {
         place.out.display()
     );
     let said = fail_with(std::process::Command::new("bash").args(["-c", &command]), 1);
-    assert!(said.contains("run the same command again") || said.contains("File too large"), "{said}");
+    assert!(
+        said.contains("run the same command again") || said.contains("File too large"),
+        "{said}"
+    );
     succeed(&mut run_tiny(&place.recipe, &place.out, &[]));
 }
 
@@ -230,7 +242,8 @@ fn predict_checks_its_input() {
         let bytes = t.iter().flat_map(|t| t.to_le_bytes()).collect();
         StoredTensor::new(deme_merge::Dtype::I64, vec![t.len()], bytes).unwrap()
     };
-    let zeros = |shape: &[usize]| StoredTensor::from_f32(shape.to_vec(), vec![0.0; shape.iter().product()]);
+    let zeros =
+        |shape: &[usize]| StoredTensor::from_f32(shape.to_vec(), vec![0.0; shape.iter().product()]);
     let mut state = StateDict::default();
     assert!(predict(&state).contains("sample"));
     state.insert("sample".into(), zeros(&[1, 3, 8, 8]));

@@ -13,12 +13,17 @@ fn a_run_leaves_a_model_a_report_and_numbers_and_is_not_done_twice() {
 
     let plan = succeed(run_tiny(&recipe, &out, &[]).arg("--dry-run"));
     let plan = String::from_utf8(plan.stdout).unwrap();
-    assert!(plan.contains("[decouple.finetune]") && plan.contains("training iterations  72"), "{plan}");
+    assert!(
+        plan.contains("[decouple.finetune]") && plan.contains("training iterations  72"),
+        "{plan}"
+    );
     assert_eq!(plan.matches("to do").count(), plan.matches("# ").count() - plan_headings(&plan));
     assert!(!out.exists(), "a dry run writes nothing");
 
     succeed(&mut run_tiny(&recipe, &out, &[]));
-    for name in ["report.md", "report.html", "metrics.json", "recipe.toml", "merged/model_index.json"] {
+    for name in
+        ["report.md", "report.html", "metrics.json", "recipe.toml", "merged/model_index.json"]
+    {
         assert!(out.join(name).is_file(), "{name}");
     }
     let metrics = std::fs::read_to_string(out.join("metrics.json")).unwrap();
@@ -26,7 +31,8 @@ fn a_run_leaves_a_model_a_report_and_numbers_and_is_not_done_twice() {
         assert!(metrics.contains(&format!("\"{row}\"")), "no row {row} in {metrics}");
     }
     assert!(metrics.contains("fd_tiny_clip") && !metrics.contains("\"fid\""));
-    let leftovers = files(&out).into_iter().filter(|path| path.to_string_lossy().contains("partial"));
+    let leftovers =
+        files(&out).into_iter().filter(|path| path.to_string_lossy().contains("partial"));
     assert_eq!(leftovers.count(), 0);
 
     let before = support::results(&out);
@@ -60,7 +66,9 @@ fn every_projection_gives_a_merged_model_and_folded_the_pretrained_architecture(
         configs.push(config);
     }
     assert_eq!(configs[0], configs[2]);
-    assert!(configs[1].contains("channel_projection") && !configs[2].contains("channel_projection"));
+    assert!(
+        configs[1].contains("channel_projection") && !configs[2].contains("channel_projection")
+    );
 }
 
 #[test]
@@ -91,10 +99,12 @@ fn pictures_do_not_depend_on_the_batch_size() {
         command.arg("sample").arg("--model").arg(out.join("merged")).arg("--out").arg(&to);
         command.args(["--num", "16", "--steps", "3", "--batch-size", batch_size]);
         succeed(&mut command);
-        (0..16).map(|seed| {
-            let picture = deme_data::read_picture(&to.join(format!("{seed}.png"))).unwrap();
-            picture.pixels
-        }).collect::<Vec<_>>()
+        (0..16)
+            .map(|seed| {
+                let picture = deme_data::read_picture(&to.join(format!("{seed}.png"))).unwrap();
+                picture.pixels
+            })
+            .collect::<Vec<_>>()
     };
     let (one, five, sixteen) = (draw("1"), draw("5"), draw("16"));
     for other in [&five, &sixteen] {

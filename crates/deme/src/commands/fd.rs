@@ -5,9 +5,7 @@ use std::path::Path;
 use burn::tensor::Device;
 use deme_clip::{Clip, EMBEDDING_BATCH};
 use deme_data::{DataConfig, DataSet, Interpolation, Preparation};
-use deme_eval::{
-    ClipExtractor, FeatureExtractor, FeatureStats, ImageFeatures, frechet_distance,
-};
+use deme_eval::{ClipExtractor, FeatureExtractor, FeatureStats, ImageFeatures, frechet_distance};
 use serde_json::json;
 
 use crate::cli::FdArguments;

@@ -19,11 +19,7 @@ pub fn run(arguments: &PredictArguments) -> Result<(), Problem> {
         })
     };
     let (sample, timesteps) = (tensor("sample")?, tensor("timesteps")?);
-    let shape = check_shapes(
-        sample.shape(),
-        timesteps.shape(),
-        model.unet.config(),
-    )?;
+    let shape = check_shapes(sample.shape(), timesteps.shape(), model.unet.config())?;
     let total = model.scheduler.unwrap_or_default().num_train_timesteps;
     let timesteps: Vec<usize> = timesteps
         .to_i64()?

@@ -58,7 +58,8 @@ pub fn describe_data(context: &Context<'_>, folder: &Path) -> Result<(), Problem
 pub fn train_clip(context: &Context<'_>, folder: &Path) -> Result<(), Problem> {
     let images = context.prepared()?;
     let train = &context.split().train;
-    let pixels: Vec<Vec<f32>> = train.iter().map(|&i| unit_from_signed(images.image_signed(i))).collect();
+    let pixels: Vec<Vec<f32>> =
+        train.iter().map(|&i| unit_from_signed(images.image_signed(i))).collect();
     let pixels: Vec<&[f32]> = pixels.iter().map(Vec::as_slice).collect();
     let captions = train.iter().map(|&i| images.captions[i].clone().unwrap_or_default());
     let captions: Vec<String> = captions.collect();
@@ -305,7 +306,9 @@ pub fn range_losses(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result
         let losses = probe.loss_per_range(&model, &plan.ranges);
         let losses: Option<Vec<f64>> = losses.into_iter().collect();
         let losses = losses.ok_or_else(|| Problem::Impossible {
-            message: format!("evaluation.loss_images = {images} leaves a timestep range without one"),
+            message: format!(
+                "evaluation.loss_images = {images} leaves a timestep range without one"
+            ),
             help: format!("take at least {} images", plan.ranges.len()),
         })?;
         table.push((row.label.clone(), losses));
@@ -355,10 +358,8 @@ fn save_pictures(path: &Path, pictures: &PreparedImages) -> Result<(), Problem> 
 /// Reads what [`save_pictures`] wrote.
 fn load_pictures(path: &Path) -> Result<PreparedImages, Problem> {
     let state = StateDict::load(path)?;
-    let broken = |reason: &str| Problem::BrokenArtefact {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    };
+    let broken =
+        |reason: &str| Problem::BrokenArtefact { path: path.to_owned(), reason: reason.to_owned() };
     let images = state.get("images").ok_or_else(|| broken("it holds no tensor `images`"))?;
     let &[count, height, width, 3] = images.shape() else {
         return Err(broken("`images` is not [N, H, W, 3]"));

@@ -28,11 +28,7 @@ pub struct Part<'a> {
 impl<'a> Part<'a> {
     /// The pictures at `indices`.
     pub fn new(context: &'a Context<'_>, indices: &'a [usize]) -> Result<Self, Problem> {
-        Ok(Self {
-            images: context.prepared()?,
-            indices,
-            fingerprint: context.content_hash()?,
-        })
+        Ok(Self { images: context.prepared()?, indices, fingerprint: context.content_hash()? })
     }
 }
 

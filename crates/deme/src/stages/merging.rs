@@ -88,7 +88,8 @@ pub fn search(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), P
     let merging = MergePlan::new(&models.theta_pre(), &models.experts)?;
     let experts = plan.experts.len();
     let mut objective = objective(context, plan)?;
-    let mut progress = Progress::start(context.voice, "search", u64::try_from(config.size(experts)).unwrap_or(0));
+    let mut progress =
+        Progress::start(context.voice, "search", u64::try_from(config.size(experts)).unwrap_or(0));
     let evaluate = |weights: &[f64]| -> Result<f64, Problem> {
         objective(&with_state(&models.pretrained, &merging.state_dict_at(weights)?))
     };

@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use deme_diffusion::{
-    SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline,
-};
+use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline};
 use deme_nn::{Init, parameter_shapes, to_state_dict};
 use serde_json::json;
 
@@ -75,7 +73,8 @@ impl Plan {
             let inputs: Vec<_> = inputs.iter().map(|slot| &slot.key).collect();
             StageSlot::new(root, name, part, &inputs)
         };
-        let Pretrained { part: pretrained_part, unet, scheduler, parameters } = Pretrained::of(context)?;
+        let Pretrained { part: pretrained_part, unet, scheduler, parameters } =
+            Pretrained::of(context)?;
         check_resolution(context, &unet)?;
         let ranges = recipe.ranges(scheduler.num_train_timesteps)?;
 
@@ -143,28 +142,30 @@ impl Plan {
             slot("merged", &json!({ "weights": recipe.merge.weights }), &inputs)
         };
 
-        let row = |id: &str, label: String, kind: RowKind, models: &[&StageSlot], iterations: u64| {
-            let sampling = &recipe.sampling;
-            let samples_part = json!({
-                "sampler": sampling.sampler,
-                "images": sampling.images,
-                "first_seed": sampling.first_seed,
-                "resolution": recipe.preparation.resolution,
-            });
-            let samples = slot(&format!("samples-{id}"), &samples_part, models);
-            let mut inputs = vec![&samples, &data];
-            inputs.extend(&judge);
-            let metrics = slot(&format!("metrics-{id}"), &json!({ "clip": clip_hash }), &inputs);
-            RowPlan {
-                id: id.to_owned(),
-                label,
-                kind,
-                models: models.iter().map(|slot| slot.folder().join("model")).collect(),
-                iterations,
-                samples,
-                metrics,
-            }
-        };
+        let row =
+            |id: &str, label: String, kind: RowKind, models: &[&StageSlot], iterations: u64| {
+                let sampling = &recipe.sampling;
+                let samples_part = json!({
+                    "sampler": sampling.sampler,
+                    "images": sampling.images,
+                    "first_seed": sampling.first_seed,
+                    "resolution": recipe.preparation.resolution,
+                });
+                let samples = slot(&format!("samples-{id}"), &samples_part, models);
+                let mut inputs = vec![&samples, &data];
+                inputs.extend(&judge);
+                let metrics =
+                    slot(&format!("metrics-{id}"), &json!({ "clip": clip_hash }), &inputs);
+                RowPlan {
+                    id: id.to_owned(),
+                    label,
+                    kind,
+                    models: models.iter().map(|slot| slot.folder().join("model")).collect(),
+                    iterations,
+                    samples,
+                    metrics,
+                }
+            };
         let per_range = decouple.finetune.iterations;
         let total = per_range * ranges.len() as u64;
         let mut rows = vec![row("before", "before".into(), RowKind::Before, &[&pretrained], 0)];
@@ -179,7 +180,13 @@ impl Plan {
         }
         let all: Vec<&StageSlot> = experts.iter().collect();
         rows.push(row("ensemble", "ensemble by range".into(), RowKind::Ensemble, &all, total));
-        rows.push(row("uniform", "merged, uniform 1/N".into(), RowKind::Uniform, &[&uniform], total));
+        rows.push(row(
+            "uniform",
+            "merged, uniform 1/N".into(),
+            RowKind::Uniform,
+            &[&uniform],
+            total,
+        ));
         let (label, kind) = match search {
             Some(_) => ("merged, searched", RowKind::Searched),
             None => ("merged, given weights", RowKind::Fixed),
@@ -247,13 +254,12 @@ pub fn given_pretrained(
         return Ok(None);
     }
     let model = load_pipeline(from, &context.device)?;
-    let scheduler = model.scheduler.or_else(|| scheduler.clone()).ok_or_else(|| {
-        Problem::Impossible {
+    let scheduler =
+        model.scheduler.or_else(|| scheduler.clone()).ok_or_else(|| Problem::Impossible {
             message: format!("{from} names no noise schedule"),
             help: "add its scheduler_config.json, or a table [pretrained.scheduler] to the recipe"
                 .into(),
-        }
-    })?;
+        })?;
     Ok(Some((model.unet, scheduler)))
 }
 
@@ -305,7 +311,10 @@ fn check_resolution(context: &Context<'_>, unet: &UNet2DConfig) -> Result<(), Pr
     })?;
     if unet.out_channels != 3 {
         return Err(Problem::Impossible {
-            message: format!("the network gives {} channels, the pictures have 3", unet.out_channels),
+            message: format!(
+                "the network gives {} channels, the pictures have 3",
+                unet.out_channels
+            ),
             help: "use a network with out_channels = 3".into(),
         });
     }
