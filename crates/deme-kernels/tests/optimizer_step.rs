@@ -37,7 +37,7 @@ fn adamw_follows_the_plain_path() {
 #[test]
 fn shared_tensors_keep_their_values() {
     let all = state(1000);
-    let before = all.clone().map(|t| values(t));
+    let before = all.clone().map(values);
     let [theta, grad, m, v] = all.clone();
     let _ = adamw_step(theta.clone(), grad, m, v, &STEP);
     let _ = ema_step(theta.clone(), all[1].clone(), 0.5);
