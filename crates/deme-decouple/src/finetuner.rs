@@ -117,7 +117,7 @@ impl Finetuner {
             }
             gradients = Some(match gradients {
                 None => losses.gradients,
-                Some(sum) => sum.add(losses.gradients),
+                Some(sum) => sum.plus(losses.gradients),
             });
         }
         let gradients = gradients.expect("a step has at least one micro-batch");

@@ -120,7 +120,7 @@ fn mean_gradient(
         let gradients = Gradients::of(&loss, &live);
         sum = Some(match sum {
             None => gradients,
-            Some(sum) => sum.add(gradients),
+            Some(sum) => sum.plus(gradients),
         });
     }
     // The mean is the sum over a count, and the count does not turn the direction.

@@ -57,7 +57,7 @@ impl Gradients {
     }
 
     /// Adds another set of the same parameters (gradient accumulation).
-    pub fn add(self, other: Self) -> Self {
+    pub fn plus(self, other: Self) -> Self {
         let pairs = self.by_name.into_iter().zip(other.by_name);
         let by_name = pairs.map(|((name, (shape, a)), (other_name, (_, b)))| {
             assert_eq!(name, other_name, "gradients of the same model");

@@ -1,6 +1,8 @@
 //! Decouple-then-Merge for diffusion models (Ma et al., CVPR 2025): finetune copies of a pretrained
 //! model on their own timestep ranges, merge them in parameter space, and measure what it bought.
 
+#![allow(clippy::result_large_err, reason = "a problem ends the program; its size is of no matter")]
+
 use std::process::ExitCode;
 
 use clap::Parser;
