@@ -62,9 +62,6 @@ pub enum Problem {
     },
     /// A file or folder that cannot be written.
     #[error("cannot write {}: {source}", path.display())]
-    #[diagnostic(help(
-        "what was finished is kept; make room or choose another folder with --out, then run the same command again"
-    ))]
     Write {
         /// Which.
         path: PathBuf,
@@ -155,9 +152,28 @@ impl Problem {
         Self::Write { path: path.to_owned(), source }
     }
 
+    /// Whether a disk or quota was full, whoever was writing.
+    pub fn is_out_of_room(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(io) = error.downcast_ref::<std::io::Error>()
+                && matches!(
+                    io.kind(),
+                    StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem
+                )
+            {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     /// 2 where the input was bad, 1 where the work failed.
     pub fn exit_code(&self) -> u8 {
         match self {
+            _ if self.is_out_of_room() => 1,
             Self::Write { .. } | Self::RunDirBusy { .. } | Self::BrokenArtefact { .. } => 1,
             Self::Finetune(FinetuneError::Step(
                 StepError::NonFiniteLoss { .. } | StepError::NonFiniteGradient { .. },

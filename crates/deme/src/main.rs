@@ -17,6 +17,11 @@ mod run_dir;
 mod stages;
 
 fn main() -> ExitCode {
+    // Messages name their causes themselves; the chain would say them twice.
+    let handler = |_: &_| -> Box<dyn miette::ReportHandler> {
+        Box::new(miette::MietteHandlerOpts::new().without_cause_chain().build())
+    };
+    miette::set_hook(Box::new(handler)).expect("nothing has set a hook before");
     let arguments = cli::Arguments::parse();
     let outcome = match arguments.command {
         cli::Command::Run(arguments) => commands::run::run(&arguments),
@@ -29,8 +34,11 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
-            let code = problem.exit_code();
+            let (code, out_of_room) = (problem.exit_code(), problem.is_out_of_room());
             eprintln!("{:?}", miette::Report::new(problem));
+            if out_of_room {
+                eprintln!("What was finished is kept. Make room, then run the same command again.");
+            }
             ExitCode::from(code)
         }
     }

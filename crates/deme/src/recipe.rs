@@ -211,6 +211,15 @@ impl Recipe {
         })
     }
 
+    /// The sampler of the search: the evaluation's, with the search's number of steps.
+    pub fn search_sampler(&self) -> SamplerConfig {
+        let mut sampler = self.sampling.sampler.clone();
+        if let Objective::Frechet { steps: Some(steps), .. } = self.merge.objective {
+            sampler.steps = steps;
+        }
+        sampler
+    }
+
     /// The joint baseline's finetuning: one range, N times the iterations, no technique of DeMe.
     pub fn joint_finetune(&self) -> FinetuneConfig {
         let mut joint = self.decouple.finetune.clone();
@@ -258,6 +267,10 @@ impl Recipe {
                 "decouple.ranges = 0".into(),
                 "1 is plain finetuning, 4 the paper's choice",
             );
+        }
+        if scratch {
+            let scheduler = self.pretrained.scheduler.clone().unwrap_or_default();
+            self.ranges(scheduler.num_train_timesteps)?;
         }
         if let Some(weights) = &self.merge.weights
             && (weights.len() != self.decouple.ranges || weights.iter().any(|w| !w.is_finite()))

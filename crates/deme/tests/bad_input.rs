@@ -63,7 +63,7 @@ fn unknown_keys_and_impossible_values() {
     place.refuses(&["decouple.ranges=0"], &["decouple.ranges = 0"]);
     place.refuses(&["decouple.ranges=101"], &["decouple.ranges = 101", "between 1 and 100"]);
     place.refuses(&["decouple.finetune.learning_rate=-1"], &["learning_rate"]);
-    place.refuses(&["preparation.resolution=7"], &["preparation.resolution = 7", "multiple of 2"]);
+    place.refuses(&["preparation.resolution=7"], &["preparation.resolution = 7", "multiples of 2"]);
     place.refuses(&["sampling.sampler.steps=101"], &["101", "100"]);
     place.refuses(&["split.search=64"], &["search"]);
     place.refuses(&["nonsense"], &["has no `=`"]);
@@ -151,7 +151,7 @@ fn a_full_disk_is_named_and_what_was_finished_stays() {
     );
     let said = fail_with(std::process::Command::new("bash").args(["-c", &command]), 1);
     assert!(
-        said.contains("run the same command again") || said.contains("File too large"),
+        said.contains("run the same command again") && said.contains("File too large"),
         "{said}"
     );
     succeed(&mut run_tiny(&place.recipe, &place.out, &[]));
@@ -254,5 +254,5 @@ fn predict_checks_its_input() {
     assert!(predict(&state).contains("one timestep per sample"));
     state.insert("timesteps".into(), times(&[1]));
     state.insert("sample".into(), zeros(&[1, 3, 7, 8]));
-    assert!(predict(&state).contains("divisible by 2"));
+    assert!(predict(&state).contains("multiples of 2"));
 }

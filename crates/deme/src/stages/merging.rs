@@ -113,13 +113,12 @@ fn objective<'a>(context: &'a Context<'_>, plan: &'a Plan) -> Result<MergedObjec
             let probe = loss_probe(context, plan, &context.split().search, *images, seed)?;
             Ok(Box::new(move |model| Ok(probe.loss(model))))
         }
-        Objective::Frechet { images, steps } => {
+        Objective::Frechet { images, .. } => {
             let extractor = judge(context, plan)?;
             let pictures = context.prepared()?;
             let reference = features(&extractor, pictures, &context.split().search)?;
             let reference = FeatureStats::of(&reference)?;
-            let mut sampler = context.recipe.sampling.sampler.clone();
-            sampler.steps = steps.unwrap_or(sampler.steps);
+            let sampler = context.recipe.search_sampler();
             let images = *images;
             Ok(Box::new(move |model| {
                 let drawing = Drawing {

@@ -77,6 +77,8 @@ impl Plan {
             Pretrained::of(context)?;
         check_resolution(context, &unet)?;
         let ranges = recipe.ranges(scheduler.num_train_timesteps)?;
+        recipe.sampling.sampler.method(&scheduler)?;
+        recipe.search_sampler().method(&scheduler)?;
 
         let data_part = json!({
             "content": context.content_hash()?,

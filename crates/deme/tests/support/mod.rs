@@ -136,12 +136,14 @@ pub fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The bytes of all models, pictures and numbers of a finished run, by relative path.
+/// The bytes of all models, pictures and numbers of a finished run, by relative path. The report's own
+/// files say which command made them and are left out.
 pub fn results(run: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let is_result = |path: &PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy();
         (name.ends_with(".safetensors") || name.ends_with(".png") || name.ends_with(".json"))
             && name != "provenance.json"
+            && path.components().count() > 1
     };
     let files = files(run).into_iter().filter(is_result);
     files.map(|path| (path.clone(), std::fs::read(run.join(path)).unwrap())).collect()
