@@ -51,7 +51,7 @@ pub enum DeviceName {
 pub struct RunArguments {
     /// The recipe, a TOML file [default: the embedded shapes recipe]
     pub recipe: Option<PathBuf>,
-    /// The run's folder [default: runs/<name of the recipe>]
+    /// The run's folder [default: a folder in runs/ called as the recipe]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
     /// Where to compute
@@ -135,10 +135,10 @@ pub struct PredictArguments {
     /// A diffusers folder, or hub:owner/name
     #[arg(long)]
     pub model: String,
-    /// A safetensors file with `sample` [B, C, H, W] and `timesteps` [B]
+    /// A safetensors file with `sample` (B x C x H x W) and `timesteps` (B)
     #[arg(long)]
     pub input: PathBuf,
-    /// The safetensors file for `output` [B, C, H, W]
+    /// The safetensors file for `output` (B x C x H x W)
     #[arg(long)]
     pub out: PathBuf,
     /// Where to compute

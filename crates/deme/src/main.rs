@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             let (code, out_of_room) = (problem.exit_code(), problem.is_out_of_room());
-            eprintln!("{:?}", miette::Report::new(problem));
+            eprint!("{:?}", miette::Report::new(problem));
             if out_of_room {
                 eprintln!("What was finished is kept. Make room, then run the same command again.");
             }
