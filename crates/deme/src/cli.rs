@@ -101,9 +101,12 @@ pub struct SampleArguments {
     /// Pictures at once; has no influence on any picture
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// Folder for the pictures and a grid of them
+    /// Folder for the pictures
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Also write all pictures in one, to this PNG file
+    #[arg(long, value_name = "FILE")]
+    pub grid: Option<PathBuf>,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,

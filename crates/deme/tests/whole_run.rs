@@ -89,6 +89,27 @@ fn a_finished_model_is_the_next_runs_pretrained_one() {
 }
 
 #[test]
+fn the_distance_of_a_folder_to_itself_is_zero() {
+    let folder = tempfile::tempdir().unwrap();
+    let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));
+    succeed(&mut run_tiny(&recipe, &out, &["merge.weights=[1.0, 1.0]", "joint.enabled=false"]));
+    let (pictures, grid) = (folder.path().join("pictures"), folder.path().join("grid.png"));
+    let mut sample = support::deme();
+    sample.arg("sample").arg("--model").arg(out.join("merged")).arg("--out").arg(&pictures);
+    succeed(sample.args(["--num", "9", "--steps", "2", "--grid"]).arg(&grid));
+    assert_eq!(files(&pictures).len(), 9);
+    assert_eq!(deme_data::read_picture(&grid).unwrap().width, 3 * 8 + 4 * 2);
+    let stages = std::fs::read_dir(out.join("stages")).unwrap().map(|entry| entry.unwrap().path());
+    let clip = stages.into_iter().find(|path| path.to_string_lossy().contains("clip-")).unwrap();
+    let mut fd = support::deme();
+    fd.arg("fd").arg(&pictures).arg(&pictures).arg("--extractor").arg(clip.join("clip"));
+    let said = succeed(fd.arg("--json"));
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert!(said["value"].as_f64().unwrap().abs() < 1e-6, "{said}");
+    assert_eq!(said["counts"], serde_json::json!([9, 9]));
+}
+
+#[test]
 fn pictures_do_not_depend_on_the_batch_size() {
     let folder = tempfile::tempdir().unwrap();
     let (recipe, out) = (tiny_recipe(folder.path()), folder.path().join("run"));

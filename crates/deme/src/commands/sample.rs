@@ -10,7 +10,7 @@ use crate::progress::{Progress, Voice};
 /// Space between the pictures of the grid, in pixels.
 const GRID_PADDING: u32 = 2;
 
-/// Writes `<seed>.png` for every seed and `grid.png`.
+/// Writes `<seed>.png` for every seed, and all in one picture when asked.
 pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
     let SampleArguments { model, num, seed, batch_size, out, .. } = arguments;
     let sampler = SamplerConfig {
@@ -62,9 +62,10 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
         write_png(&out.join(format!("{seed}.png")), &picture)?;
         pictures.push(picture);
     }
-    let columns = (*num as f64).sqrt().ceil() as usize;
-    let sheet = grid(&pictures, columns, GRID_PADDING, [255; 3])?;
-    write_png(&out.join("grid.png"), &sheet)?;
+    if let Some(path) = &arguments.grid {
+        let columns = (*num as f64).sqrt().ceil() as usize;
+        write_png(path, &grid(&pictures, columns, GRID_PADDING, [255; 3])?)?;
+    }
     progress.finish(&format!("{num} pictures in {}", out.display()));
     Ok(())
 }
