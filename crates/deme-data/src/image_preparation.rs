@@ -23,10 +23,6 @@ pub struct Preparation {
     /// sides are resized to `resolution`, whatever that does to the proportions.
     #[serde(default = "default_center_crop")]
     pub center_crop: bool,
-    /// Whether training may mirror each picture left to right. Stored for the training loop;
-    /// [`DataSet::load`](crate::DataSet::load) never flips. Leave it off where captions say "left".
-    #[serde(default)]
-    pub horizontal_flip: bool,
     /// The filter pictures are resized with.
     #[serde(default)]
     pub interpolation: Interpolation,
@@ -53,14 +49,9 @@ impl Preparation {
     /// The largest resolution that can be asked for.
     pub const MAX_RESOLUTION: u32 = 8192;
 
-    /// Centre-cropped squares of this size by bilinear resizing, not mirrored.
+    /// Centre-cropped squares of this size by bilinear resizing.
     pub fn new(resolution: u32) -> Self {
-        Self {
-            resolution,
-            center_crop: true,
-            horizontal_flip: false,
-            interpolation: Interpolation::Bilinear,
-        }
+        Self { resolution, center_crop: true, interpolation: Interpolation::Bilinear }
     }
 
     /// Checks the resolution.
