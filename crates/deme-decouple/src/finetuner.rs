@@ -1,8 +1,10 @@
 //! One step of finetuning (Ma et al. 2025, section 3; hyper-parameters in [`FinetuneConfig`]).
 
 use burn::tensor::Tensor;
+use deme_diffusion::image_shards::image_shards;
 use deme_diffusion::{Denoiser, NoiseSchedule, PredictionType, ScheduleError, UNet2DModel};
 use deme_nn::{AdamW, Gradients, with_gradients};
+use rayon::prelude::*;
 
 use crate::consistency_loss::consistency_loss;
 use crate::diffusion_loss::{batch_weights, diffusion_loss};
@@ -106,23 +108,19 @@ impl Finetuner {
         micro_batches: impl IntoIterator<Item = MicroBatch>,
     ) -> Result<StepReport, StepError> {
         let iteration = self.iteration + 1;
-        let mut gradients: Option<Gradients> = None;
-        let (mut count, mut diffusion_sum, mut consistency_sum) = (0.0, 0.0, None);
+        let (mut count, mut sum) = (0.0, None::<Losses>);
         for micro_batch in micro_batches {
-            let losses = self.losses_and_gradients(micro_batch)?;
+            let losses = self.losses_and_gradients(&micro_batch)?;
             count += 1.0;
-            diffusion_sum += losses.diffusion;
-            if let Some(loss) = losses.consistency {
-                *consistency_sum.get_or_insert(0.0) += loss;
-            }
-            gradients = Some(match gradients {
-                None => losses.gradients,
-                Some(sum) => sum.plus(losses.gradients),
+            sum = Some(match sum {
+                None => losses,
+                Some(sum) => sum.plus(losses),
             });
         }
-        let gradients = gradients.expect("a step has at least one micro-batch");
-        let diffusion_loss = diffusion_sum / count;
-        let consistency_loss = consistency_sum.map(|sum: f64| sum / count);
+        let Losses { diffusion, consistency, gradients } =
+            sum.expect("a step has at least one micro-batch");
+        let diffusion_loss = diffusion / count;
+        let consistency_loss = consistency.map(|sum| sum / count);
         if !(diffusion_loss.is_finite() && consistency_loss.is_none_or(f64::is_finite)) {
             return Err(StepError::NonFiniteLoss { iteration, diffusion_loss, consistency_loss });
         }
@@ -142,9 +140,25 @@ impl Finetuner {
         Ok(StepReport { diffusion_loss, consistency_loss, grad_norm, learning_rate, ema_decay })
     }
 
-    /// `|target - student(x_t, t)|^2 + weight |teacher(x_t, t) - student(x_t, t)|^2` and its gradient.
-    fn losses_and_gradients(&self, micro_batch: MicroBatch) -> Result<Losses, StepError> {
-        let MicroBatch { x_0, eps, t } = micro_batch;
+    /// `|target - student(x_t, t)|^2 + weight |teacher(x_t, t) - student(x_t, t)|^2` and its gradient. The
+    /// parts of the batch run at the same time; their sums have one order.
+    fn losses_and_gradients(&self, micro_batch: &MicroBatch) -> Result<Losses, StepError> {
+        let images = micro_batch.t.len() as f64;
+        let shards = image_shards(&micro_batch.x_0);
+        let parts = shards.into_par_iter().map(|range| {
+            self.losses_and_gradients_of_part(micro_batch.part(&range), range.len() as f64 / images)
+        });
+        let parts: Vec<Losses> = parts.collect::<Result<_, _>>()?;
+        Ok(parts.into_iter().reduce(Losses::plus).expect("a batch has at least one part"))
+    }
+
+    /// The share of a part in the losses and the gradient of its batch.
+    fn losses_and_gradients_of_part(
+        &self,
+        part: MicroBatch,
+        share: f64,
+    ) -> Result<Losses, StepError> {
+        let MicroBatch { x_0, eps, t } = part;
         let device = x_0.device();
         let x_t = self.schedule.add_noise(x_0.clone(), eps.clone(), &t)?;
         let target = self.prediction.target(x_0, eps, &self.schedule.rates(&t, &device)?);
@@ -168,9 +182,9 @@ impl Finetuner {
             Some(loss) => diffusion.clone() + loss.clone() * self.config.consistency_weight,
         };
         Ok(Losses {
-            diffusion: scalar(diffusion),
-            consistency: consistency.map(scalar),
-            gradients: Gradients::of(&total, &live),
+            diffusion: share * scalar(diffusion),
+            consistency: consistency.map(|loss| share * scalar(loss)),
+            gradients: Gradients::of(&(total * share), &live),
         })
     }
 
@@ -199,6 +213,17 @@ struct Losses {
     diffusion: f64,
     consistency: Option<f64>,
     gradients: Gradients,
+}
+
+impl Losses {
+    /// The sum with another part of the same step.
+    fn plus(self, other: Self) -> Self {
+        Self {
+            diffusion: self.diffusion + other.diffusion,
+            consistency: self.consistency.zip(other.consistency).map(|(a, b)| a + b),
+            gradients: self.gradients.plus(other.gradients),
+        }
+    }
 }
 
 /// The factor that brings a gradient of this norm down to `max_norm` (0: no clipping), as
@@ -270,6 +295,26 @@ mod tests {
         assert!((a.diffusion_loss - b.diffusion_loss).abs() < 1e-5);
         assert!((a.consistency_loss.unwrap() - b.consistency_loss.unwrap()).abs() < 1e-5);
         assert!((a.grad_norm - b.grad_norm).abs() < 1e-4 * a.grad_norm);
+    }
+
+    #[test]
+    fn a_large_batch_goes_in_parts_to_the_same_bytes_on_any_number_of_threads() {
+        let device = Device::flex();
+        let whole = MicroBatch {
+            x_0: images(20, 1, &device).clamp(-1.0, 1.0),
+            eps: images(20, 2, &device),
+            t: (0..20).map(|i| i * 50).collect(),
+        };
+        let after_step = |threads: usize, micro_batches: Vec<MicroBatch>| {
+            let mut finetuner = finetuner(&tiny_config(), true);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let report = pool.install(|| finetuner.step(micro_batches)).unwrap();
+            (report, to_state_dict(finetuner.student()).content_hash())
+        };
+        let of_one_thread = after_step(1, vec![whole.clone()]);
+        assert_eq!(after_step(3, vec![whole.clone()]), of_one_thread);
+        let halves = vec![whole.part(&(0..10)), whole.part(&(10..20))];
+        assert_eq!(after_step(2, halves), of_one_thread);
     }
 
     #[test]

@@ -4,7 +4,10 @@
 //! `k B .. (k + 1) B` of the data order, its timesteps and flips from stream `2 k` of the seed's
 //! generator, and its noise from stream `2 k + 1`. An interrupted run therefore goes on with nothing but k.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor, TensorData};
+use deme_diffusion::image_shards::shard;
 use deme_diffusion::standard_normal;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -21,6 +24,17 @@ pub struct MicroBatch {
     pub eps: Tensor<4>,
     /// One timestep per image.
     pub t: Vec<usize>,
+}
+
+impl MicroBatch {
+    /// The images of one range.
+    pub fn part(&self, range: &Range<usize>) -> Self {
+        Self {
+            x_0: shard(&self.x_0, range),
+            eps: shard(&self.eps, range),
+            t: self.t[range.clone()].to_vec(),
+        }
+    }
 }
 
 /// The endless sequence of a run's micro-batches.

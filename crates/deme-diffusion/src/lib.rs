@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod denoiser;
 pub mod hub;
+pub mod image_shards;
 pub mod noise;
 pub mod noise_schedule;
 pub mod prediction;

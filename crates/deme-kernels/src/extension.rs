@@ -33,7 +33,7 @@ pub(crate) fn on_plain_cpu<const D: usize>(x: &Tensor<D>) -> bool {
 }
 
 /// Whether `x` lives where the kernels run: f32 on the CPU backend, with or without autodiff.
-pub(crate) fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+pub fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     // Taking the dispatch form apart needs an owned tensor; a clone shares the memory.
     x.dtype() == DType::F32
         && match x.clone().into_dispatch().kind {

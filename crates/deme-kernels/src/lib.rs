@@ -20,5 +20,6 @@ pub mod plain;
 
 pub use attention::attention;
 pub use conv::{ConvGeometry, conv2d, linear};
+pub use extension::on_cpu;
 pub use norm::{Activation, group_norm, layer_norm};
 pub use optimizer_step::{AdamWStep, adamw_step, ema_step, squared_norm};

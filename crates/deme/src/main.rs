@@ -16,6 +16,11 @@ mod report;
 mod run_dir;
 mod stages;
 
+/// A training step frees and takes the same large tensors again; the system's allocator gives each back to
+/// the kernel and has it zeroed anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Messages name their causes themselves; the chain would say them twice.
     let handler = |_: &_| -> Box<dyn miette::ReportHandler> {

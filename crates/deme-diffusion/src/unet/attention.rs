@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::Tensor;
+use deme_kernels::ConvGeometry;
 use deme_nn::{GroupNorm, Init, Linear};
 
 use super::resnet::divided;
@@ -59,23 +60,28 @@ impl Attention {
     /// # Shapes
     /// `[B, C, H, W]` to the same.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
+        let [b, _, h, w] = x.dims();
         let normed = match &self.group_norm {
             Some(group_norm) => group_norm.forward(x.clone()),
             None => x.clone(),
         };
-        // [B, H W, C]
-        let tokens = normed.reshape([b, c, h * w]).swap_dims(1, 2);
         let [_, inner] = self.to_out[0].weight.dims();
         let head_dim = inner / self.heads;
         // [B, heads, H W, d]
-        let split = |y: Tensor<3>| y.reshape([b, h * w, self.heads, head_dim]).swap_dims(1, 2);
-        let q = split(self.to_q.forward(tokens.clone()));
-        let k = split(self.to_k.forward(tokens.clone()));
-        let v = split(self.to_v.forward(tokens));
+        let split = |y: Tensor<4>| y.reshape([b, self.heads, head_dim, h * w]).swap_dims(2, 3);
+        let q = split(per_pixel(&self.to_q, normed.clone()));
+        let k = split(per_pixel(&self.to_k, normed.clone()));
+        let v = split(per_pixel(&self.to_v, normed));
         let y = deme_kernels::attention(q, k, v, 1.0 / (head_dim as f64).sqrt(), false);
-        let y = self.to_out[0].forward(y.swap_dims(1, 2).reshape([b, h * w, inner]));
-        let y = y.swap_dims(1, 2).reshape([b, c, h, w]);
-        divided(x + y, self.output_scale_factor)
+        let y = y.swap_dims(2, 3).reshape([b, inner, h, w]);
+        divided(x + per_pixel(&self.to_out[0], y), self.output_scale_factor)
     }
+}
+
+/// A linear map of each pixel's channels: a 1x1 convolution, which takes the planes as they lie.
+fn per_pixel(linear: &Linear, x: Tensor<4>) -> Tensor<4> {
+    let [d_out, d_in] = linear.weight.dims();
+    let weight = linear.weight.val().reshape([d_out, d_in, 1, 1]);
+    let bias = linear.bias.as_ref().map(|bias| bias.val());
+    deme_kernels::conv2d(x, weight, bias, ConvGeometry::same(1))
 }

@@ -16,8 +16,10 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use deme_kernels::ConvGeometry;
 use deme_nn::{Conv2d, GroupNorm, Init};
+use rayon::prelude::*;
 
 use crate::denoiser::Denoiser;
+use crate::image_shards::{image_shards, shard};
 use channel_projection::{BlockProjection, folded};
 
 pub use attention::Attention;
@@ -196,8 +198,17 @@ impl UNet2DModel {
 }
 
 impl Denoiser for UNet2DModel {
+    /// The parts of a batch run at the same time (see [`image_shards`]).
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
-        self.forward(x_t, t)
+        let shards = image_shards(&x_t);
+        if shards.len() == 1 {
+            return self.forward(x_t, t);
+        }
+        let outputs = shards.into_par_iter().map(|range| {
+            let x_t = shard(&x_t, &range);
+            self.forward(x_t, &t[range])
+        });
+        Tensor::cat(outputs.collect(), 0)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The UNet against reference numbers, and diffusers folders in and out.
 #![allow(clippy::unwrap_used)]
 
+mod batches;
 mod checkpoints;
 mod config;
 mod fixtures;
