@@ -110,8 +110,8 @@ pub struct MergeSection {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Objective {
-    /// The eps-prediction loss on the search's pictures with fixed noise, stratified over all
-    /// timesteps. Cheap.
+    /// The diffusion loss on the search's pictures with fixed noise, stratified over all timesteps.
+    /// Cheap.
     Loss {
         /// Noisy images, each at its own timestep.
         #[serde(default = "default_loss_images")]

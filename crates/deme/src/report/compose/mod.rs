@@ -183,14 +183,14 @@ fn training(report: &Report) -> Section {
             .flat_map(|curve| &curve.points)
             .any(|point| point.consistency.is_some());
         let losses = if with_consistency {
-            " The diffusion loss is the distance to the noise, the consistency loss that to the \
-             pretrained model's prediction."
+            " The diffusion loss is the distance to what the model learns to predict, the \
+             consistency loss that to the pretrained model's prediction."
         } else {
             ""
         };
         blocks.push(Block::Paragraph(format!(
             "Training losses, smoothed (strong) over what was measured (faint).{losses} Each \
-             drawing has its own axis: ranges of small t have larger losses by nature."
+             drawing has its own axis: ranges of timesteps differ in their losses by nature."
         )));
         blocks.push(Block::Figures(drawn));
     }
