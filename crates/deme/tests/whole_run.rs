@@ -18,10 +18,10 @@ fn a_run_leaves_a_model_a_report_and_numbers_and_is_not_done_twice() {
         "{plan}"
     );
     // data, CLIP, pretrained, 2 experts, joint, search, uniform, merged; samples and metrics of 7 rows;
-    // losses per range.
+    // the real pictures, losses per range.
     assert_eq!(
         plan.lines().filter(|line| line.ends_with("  to do")).count(),
-        9 + 2 * 7 + 1,
+        9 + 2 * 7 + 2,
         "{plan}"
     );
     assert!(!out.exists(), "a dry run writes nothing");

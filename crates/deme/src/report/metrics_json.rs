@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use super::verdict::verdict;
-use super::{EvaluationCounts, MetricValue, RangeLosses, Report, RowKind, SearchSummary};
+use super::{
+    EvaluationCounts, MetricValue, RangeLosses, RealDistance, Report, RowKind, SearchSummary,
+};
 
 /// Raised when a field of the file changes its meaning or disappears.
 const SCHEMA_VERSION: u32 = 1;
@@ -19,6 +21,7 @@ struct Metrics<'a> {
     versions: Vec<Entry<'a>>,
     protocol: Vec<Entry<'a>>,
     counts: &'a Option<EvaluationCounts>,
+    real_distance: &'a Option<RealDistance>,
     spread_meaning: &'a str,
     ranges: &'a [(usize, usize)],
     rows: Vec<MetricsRow<'a>>,
@@ -57,6 +60,7 @@ pub(super) fn render(report: &Report) -> String {
         versions: entries(&report.versions),
         protocol: entries(&report.protocol),
         counts: &report.counts,
+        real_distance: &report.real_distance,
         spread_meaning: &report.spread_meaning,
         ranges: &report.ranges,
         rows: report

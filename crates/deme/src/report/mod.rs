@@ -45,6 +45,8 @@ pub struct Report {
     pub data: DataSummary,
     /// What the numbers were counted from, where a distribution is compared.
     pub counts: Option<EvaluationCounts>,
+    /// What real pictures score, where a distribution is compared.
+    pub real_distance: Option<RealDistance>,
     /// Half-open timestep ranges `(low, high)`, one per expert, in the experts' order.
     pub ranges: Vec<(usize, usize)>,
     /// One row per measured model, in the order in which tables show them.
@@ -92,6 +94,17 @@ pub struct EvaluationCounts {
     pub reference: usize,
     /// Dimensions of the features.
     pub feature_dim: usize,
+}
+
+/// The distance of pictures that the models were trained on to those of the report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RealDistance {
+    /// `fd_tiny_clip`, ...
+    pub metric: String,
+    /// How many training pictures were compared with the report's.
+    pub pictures: usize,
+    /// In the metric's unit. Finite.
+    pub distance: f64,
 }
 
 /// What a row's model is.
@@ -376,6 +389,9 @@ fn check(report: &Report) -> Result<(), ReportError> {
         length(row.losses.len(), experts, place)?;
         all_finite(&row.losses, place)?;
     }
+    if let Some(real) = &report.real_distance {
+        finite(real.distance, || "the distance of the real pictures".to_string())?;
+    }
     for stage in &report.stages {
         finite(stage.seconds, || format!("the time of stage \"{}\"", stage.name))?;
     }
@@ -450,6 +466,17 @@ mod tests {
     }
 
     #[test]
+    fn what_real_pictures_score_stands_below_the_models() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = write_report(&report_of(2), folder.path()).unwrap();
+        let text = fs::read_to_string(&written.markdown).unwrap();
+        assert!(
+            text.contains("of the training pictures themselves have fd_tiny_clip 0.75"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn one_range_two_ranges_and_an_empty_report_can_be_written() {
         for experts in [1, 2, 3, 8] {
             let folder = tempfile::tempdir().unwrap();
@@ -459,6 +486,7 @@ mod tests {
         empty.rows.clear();
         empty.ranges.clear();
         empty.search = None;
+        empty.real_distance = None;
         empty.loss_curves.clear();
         empty.range_losses = None;
         empty.stages.clear();
@@ -473,6 +501,8 @@ mod tests {
         assert!(error.to_string().contains("fd_tiny_clip of \"before\""), "{error}");
         let error = refusal(|r| r.loss_curves[0].points[3].diffusion = f64::INFINITY);
         assert!(error.to_string().contains("iteration"), "{error}");
+        let error = refusal(|r| r.real_distance.as_mut().unwrap().distance = f64::NAN);
+        assert!(error.to_string().contains("real pictures"), "{error}");
         let error = refusal(|r| r.search.as_mut().unwrap().log[2].1 = f64::NAN);
         assert!(error.to_string().contains("evaluation 3"), "{error}");
     }

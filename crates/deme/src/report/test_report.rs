@@ -70,6 +70,11 @@ pub(super) fn report_of(experts: usize) -> Report {
             resolution: 16,
         },
         counts: Some(EvaluationCounts { generated: 1024, reference: 2048, feature_dim: 64 }),
+        real_distance: Some(RealDistance {
+            metric: "fd_tiny_clip".into(),
+            pictures: 1024,
+            distance: 0.75,
+        }),
         ranges,
         rows,
         spread_meaning: "one standard deviation over 4 groups of 256 seeds".into(),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Problem;
 use crate::progress::Progress;
+use crate::report::RealDistance;
 use crate::run_dir::{resume_folder, seed_for, write_json};
 
 use super::finetuning::Part;
@@ -246,6 +247,23 @@ pub fn metrics(
     progress.finish(&format!("{} {:.4}", extractor.frechet_metric(), measurement.value));
     let metrics = RowMetrics { feature_dim: extractor.dim(), measurements: vec![measurement] };
     write_json(&folder.join("metrics.json"), &metrics)
+}
+
+/// The distance of training pictures, as many as are generated where there are so many, to the report's:
+/// what a perfect model would score, within the spread. `real_distance.json`.
+pub fn real_distance(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
+    let progress = Progress::start(context.voice, "real pictures", 0);
+    let extractor = judge(context, plan)?;
+    let (train, pictures) = (&context.split().train, context.prepared()?);
+    let train = &train[..train.len().min(context.recipe.sampling.images)];
+    let stats = |indices: &[usize]| -> Result<FeatureStats, Problem> {
+        Ok(FeatureStats::of(&features(&extractor, pictures, indices)?)?)
+    };
+    let distance = frechet_distance(&stats(train)?, &stats(&context.split().report)?)?.distance;
+    progress.finish(&format!("{} {distance:.4}", extractor.frechet_metric()));
+    let found =
+        RealDistance { metric: extractor.frechet_metric(), pictures: train.len(), distance };
+    write_json(&folder.join("real_distance.json"), &found)
 }
 
 /// The field's name of a sampler.

@@ -108,6 +108,7 @@ pub fn run(context: &Context<'_>, plan: &Plan, root: &Path) -> Result<Outcome, P
     for row in &plan.rows {
         stage(&row.metrics, &|folder| evaluate::metrics(context, plan, row, folder))?;
     }
+    stage(&plan.real_distance, &|folder| evaluate::real_distance(context, plan, folder))?;
     stage(&plan.range_losses, &|folder| evaluate::range_losses(context, plan, folder))?;
     if !outcome.worked.is_empty() || !root.join("report.html").is_file() {
         merging::export(plan, root)?;

@@ -33,6 +33,8 @@ pub struct Plan {
     pub merged: StageSlot,
     /// The rows of the report.
     pub rows: Vec<RowPlan>,
+    /// What the training pictures themselves score.
+    pub real_distance: StageSlot,
     /// Held-out losses per range.
     pub range_losses: StageSlot,
     /// The experts' ranges.
@@ -195,6 +197,12 @@ impl Plan {
         };
         rows.push(row("merged", label.into(), kind, &[&merged], total));
 
+        let real_distance = {
+            let mut inputs = vec![&data];
+            inputs.extend(&judge);
+            let part = json!({ "images": recipe.sampling.images, "clip": clip_hash });
+            slot("real-distance", &part, &inputs)
+        };
         let range_losses = {
             let mut inputs = vec![&data, &pretrained, &uniform, &merged];
             inputs.extend(&experts);
@@ -215,6 +223,7 @@ impl Plan {
             uniform,
             merged,
             rows,
+            real_distance,
             range_losses,
             ranges,
             scheduler,
@@ -233,7 +242,7 @@ impl Plan {
         stages.extend([&self.uniform, &self.merged]);
         stages.extend(self.rows.iter().map(|row| &row.samples));
         stages.extend(self.rows.iter().map(|row| &row.metrics));
-        stages.push(&self.range_losses);
+        stages.extend([&self.real_distance, &self.range_losses]);
         stages
     }
 

@@ -60,6 +60,7 @@ pub fn write(
             resolution: recipe.preparation.resolution as usize,
         },
         counts,
+        real_distance: Some(read_json(&plan.real_distance.folder().join("real_distance.json"))?),
         ranges: plan.ranges.iter().map(|range| (range.low, range.high)).collect(),
         rows,
         spread_meaning: format!(

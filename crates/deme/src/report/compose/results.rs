@@ -3,12 +3,12 @@
 use super::super::document::{Block, CaptionedFigure, Cell, Column, Section, Table, Tone};
 use super::super::escape::slug;
 use super::super::figures;
-use super::super::number_format::{count, signed, trimmed, weights};
+use super::super::number_format::{count, fixed, signed, trimmed, weights};
 use super::super::protocol::{ProtocolGroup, protocol_groups};
 use super::super::verdict::{
     SPREADS_TO_COUNT, Standing, decimals_of, difference, standing_in_words, with_spread,
 };
-use super::super::{Report, RowKind};
+use super::super::{RealDistance, Report, RowKind};
 use super::metric_names;
 
 /// The rows' numbers: one table and one drawing per metric and way of measuring.
@@ -35,6 +35,15 @@ pub(super) fn results(report: &Report) -> Section {
                 }]));
             }
         }
+    }
+    if let Some(RealDistance { metric, pictures, distance }) = &report.real_distance {
+        let decimals = decimals_of(&report.rows, metric);
+        blocks.push(Block::Paragraph(format!(
+            "For comparison: {} of the training pictures themselves have {metric} {}. No model need come \
+             below that.",
+            count(*pictures as u64),
+            fixed(*distance, decimals)
+        )));
     }
     if !blocks.is_empty() {
         blocks.push(Block::Remark(table_footnote(report)));
