@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use deme_nn::{map_parameters, visit_parameters};
+use replace_with::replace_with_or_abort;
 use serde::{Deserialize, Serialize};
 
 use crate::finetune_config::ImpossibleValue;
@@ -84,9 +85,12 @@ impl<M: Module> Ema<M> {
         visit_parameters(model, &mut |name: &str, _: &[usize], theta: Tensor<1>| {
             thetas.insert(name.to_owned(), theta);
         });
-        self.model = map_parameters(self.model.clone(), &mut |name, ema| {
-            let theta = thetas.remove(name).expect("the average of a model has its parameters");
-            deme_kernels::ema_step(ema, theta, decay)
+        // Moved out and in again: an average that nobody shares is changed in place.
+        replace_with_or_abort(&mut self.model, |average| {
+            map_parameters(average, &mut |name, ema| {
+                let theta = thetas.remove(name).expect("the average of a model has its parameters");
+                deme_kernels::ema_step(ema, theta, decay)
+            })
         });
         self.updates += 1;
         decay

@@ -5,6 +5,7 @@ use deme_diffusion::image_shards::image_shards;
 use deme_diffusion::{Denoiser, NoiseSchedule, PredictionType, ScheduleError, UNet2DModel};
 use deme_nn::{AdamW, Gradients, with_gradients};
 use rayon::prelude::*;
+use replace_with::replace_with_or_abort;
 
 use crate::consistency_loss::consistency_loss;
 use crate::diffusion_loss::{batch_weights, diffusion_loss};
@@ -133,8 +134,10 @@ impl Finetuner {
         let scale = clip_factor(grad_norm, self.config.max_grad_norm) / count;
 
         let learning_rate = self.config.learning_rate_at(self.iteration);
-        let student = self.student.clone();
-        self.student = self.optimizer.step(student, gradients, learning_rate, scale);
+        // Moved out and in again: weights that nobody shares are changed in place.
+        replace_with_or_abort(&mut self.student, |student| {
+            self.optimizer.step(student, gradients, learning_rate, scale)
+        });
         let ema_decay = self.ema.as_mut().map(|ema| ema.update(&self.student));
         self.iteration = iteration;
         Ok(StepReport { diffusion_loss, consistency_loss, grad_norm, learning_rate, ema_decay })

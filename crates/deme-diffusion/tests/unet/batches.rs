@@ -1,6 +1,5 @@
 //! A batch in parts.
 
-use burn::tensor::Tensor;
 use deme_diffusion::Denoiser;
 
 use super::{device, model, small_config, values};
