@@ -250,7 +250,7 @@ pub fn metrics(
 }
 
 /// The distance of training pictures, as many as are generated where there are so many, to the report's:
-/// what a perfect model would score, within the spread. `real_distance.json`.
+/// what a model would score that gave its training pictures back. `real_distance.json`.
 pub fn real_distance(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
     let progress = Progress::start(context.voice, "real pictures", 0);
     let extractor = judge(context, plan)?;

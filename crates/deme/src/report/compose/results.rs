@@ -39,8 +39,9 @@ pub(super) fn results(report: &Report) -> Section {
     if let Some(RealDistance { metric, pictures, distance }) = &report.real_distance {
         let decimals = decimals_of(&report.rows, metric);
         blocks.push(Block::Paragraph(format!(
-            "For comparison: {} of the training pictures themselves have {metric} {}. No model need come \
-             below that.",
+            "For comparison: {} of the training pictures themselves have {metric} {}, which is what a \
+             model would score that gave its training pictures back. Differences between models \
+             near that value are beyond this judge.",
             count(*pictures as u64),
             fixed(*distance, decimals)
         )));
