@@ -144,7 +144,7 @@ pub enum SearchError<E: Debug + Display> {
     /// The search would take too many evaluations.
     #[error(
         "this search needs {size} evaluations, more than max_evaluations = {max_evaluations}; list fewer \
-         values, set max_evaluations = {size}, or use the strategy `coordinate_grid`"
+         values, set max_evaluations = {size}, or instead of a `grid` use a `coordinate_grid`"
     )]
     TooLarge {
         /// The number of evaluations (saturating).
