@@ -151,7 +151,9 @@ impl Finetuner {
         let parts = shards.into_par_iter().map(|range| {
             self.losses_and_gradients_of_part(micro_batch.part(&range), range.len() as f64 / images)
         });
-        let parts: Vec<Losses> = parts.collect::<Result<_, _>>()?;
+        // On the worker threads even when it is one part: from outside, each layer would wait for one
+        // to wake up.
+        let parts: Vec<Losses> = rayon::scope(|_| parts.collect::<Result<_, _>>())?;
         Ok(parts.into_iter().reduce(Losses::plus).expect("a batch has at least one part"))
     }
 

@@ -202,7 +202,8 @@ impl Denoiser for UNet2DModel {
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
         let shards = image_shards(&x_t);
         if shards.len() == 1 {
-            return self.forward(x_t, t);
+            // On a worker thread: from outside, each layer would wait for one to wake up.
+            return rayon::scope(|_| self.forward(x_t, t));
         }
         let outputs = shards.into_par_iter().map(|range| {
             let x_t = shard(&x_t, &range);

@@ -95,17 +95,8 @@ pub(crate) unsafe fn forward(
         match algorithm(s) {
             Algorithm::Pointwise => pointwise_conv::forward(s, x, weight, bias, y),
             Algorithm::Winograd(size) => {
-                let u = winograd::transform_weights(size, weight, s.c_in, s.c_out, false);
-                winograd::convolve(
-                    size,
-                    s.images,
-                    [s.h, s.w],
-                    [s.c_in, s.c_out],
-                    x,
-                    &u,
-                    Some(bias),
-                    y,
-                );
+                let weights = winograd_weights(s, weight, false);
+                winograd::convolve(size, s.images, [s.h, s.w], x, &weights, Some(bias), y);
             }
             Algorithm::Direct => direct_conv::forward(s, x, weight, bias, y),
         }
@@ -128,12 +119,16 @@ pub(crate) unsafe fn input_gradient(
         match algorithm(s) {
             Algorithm::Pointwise => pointwise_conv::input_gradient(s, weight, dy, dx),
             Algorithm::Winograd(size) => {
-                let u = winograd::transform_weights(size, weight, s.c_in, s.c_out, true);
-                winograd::convolve(size, s.images, [s.h, s.w], [s.c_out, s.c_in], dy, &u, None, dx);
+                let weights = winograd_weights(s, weight, true);
+                winograd::convolve(size, s.images, [s.h, s.w], dy, &weights, None, dx);
             }
             Algorithm::Direct => direct_conv::input_gradient(s, weight, dy, dx),
         }
     }
+}
+
+fn winograd_weights<'a>(s: &ConvShape, values: &'a [f32], rotated: bool) -> winograd::Weights<'a> {
+    winograd::Weights { values, c_in: s.c_in, c_out: s.c_out, rotated }
 }
 
 /// The gradient of the weight, from that of y.
@@ -184,24 +179,25 @@ pub(crate) fn spread(len: usize) -> usize {
     (len.div_ceil(16) | 1) * 16
 }
 
-/// `[panel][k][column]` from any `value(k, column)`, with zeros behind the last column.
-pub(crate) fn pack_panels(
+/// `[panel][k][column]`, each panel written by `pack(first column, columns, panel)`; behind the last
+/// column stand zeros.
+pub(crate) fn packed_panels(
     depth: usize,
     columns: usize,
-    value: impl Fn(usize, usize) -> f32 + Sync,
+    pack: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Scratch {
     let width = panel_width();
     let mut packed = Scratch::new(columns.div_ceil(width) * depth * width);
     if depth > 0 {
-        packed.par_chunks_mut(depth * width).enumerate().for_each(|(panel, packed)| {
+        let panels = packed.par_chunks_mut(depth * width).enumerate();
+        // Small panels are not worth another thread.
+        panels.with_min_len((16384 / (depth * width)).max(1)).for_each(|(panel, packed)| {
             let first = panel * width;
             let used = width.min(columns - first);
-            for (k, row) in packed.chunks_exact_mut(width).enumerate() {
-                for (j, to) in row[..used].iter_mut().enumerate() {
-                    *to = value(k, first + j);
-                }
-                row[used..].fill(0.0);
+            if used < width {
+                packed.fill(0.0);
             }
+            pack(first, used, packed);
         });
     }
     packed
@@ -215,7 +211,13 @@ pub(crate) fn pack_rows(src: &[f32], stride: usize, depth: usize, columns: usize
         let first = panel * width;
         let used = width.min(columns - first);
         for (k, to) in packed.chunks_exact_mut(width).enumerate() {
-            to[..used].copy_from_slice(&src[k * stride + first..][..used]);
+            let from = &src[k * stride + first..];
+            // A constant length is copied in registers.
+            if used == 16 {
+                to[..16].copy_from_slice(&from[..16]);
+            } else {
+                to[..used].copy_from_slice(&from[..used]);
+            }
         }
     }
     packed

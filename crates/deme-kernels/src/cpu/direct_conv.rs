@@ -4,13 +4,13 @@
 //! is one run of the product: no im2col buffer is made.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{ConvShape, pack_panels, parts_per_item};
-use super::product::{Product, Rows, Run, Start, panel_width, split};
+use super::conv::{ConvShape, packed_panels, parts_per_item, spread};
+use super::product::{Product, Rows, Run, Start, WHOLE, panel_width, split};
 use super::transpose::{pixels_to_planes, planes_to_pixels};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Output channels up to which a vector of pixels is used better than a vector of channels.
+/// Channels up to which a vector of pixels is used better than a vector of channels.
 const FEW_CHANNELS: usize = 8;
 
 /// # Safety
@@ -26,12 +26,20 @@ pub(crate) unsafe fn forward(
         // SAFETY: the caller's promise.
         return unsafe { forward_to_few(s, x, weight, bias, y) };
     }
+    if s.c_in <= FEW_CHANNELS && s.w_out >= 8 {
+        // SAFETY: the caller's promise.
+        return unsafe { forward_from_few(s, x, weight, bias, y) };
+    }
     let (taps, k) = (s.taps(), s.kernel);
-    let packed = pack_panels(taps * s.c_in, s.c_out, |i, co| {
-        let (tap, ci) = (i / s.c_in, i % s.c_in);
-        weight[(co * s.c_in + ci) * taps + tap]
+    // `[panel][tap][c_in][column]`
+    let places: Vec<usize> =
+        (0..s.c_in * taps).map(|p| ((p % taps) * s.c_in + p / taps) * panel_width()).collect();
+    let packed = packed_panels(taps * s.c_in, s.c_out, |first, used, packed| {
+        let kernels = &weight[first * s.c_in * taps..];
+        let len = s.c_in * taps;
+        planes_to_pixels(kernels, len, used, len, packed, |p| places[p]);
     });
-    let parts = parts_per_item(s.images, (s.h_out * s.w_out).div_ceil(24).min(s.h_out));
+    let parts = row_parts(s, s.h_out, s.stride * s.w * s.c_in + s.w_out * s.c_out);
     (0..s.images * parts).into_par_iter().for_each(|task| {
         let (image, rows) = (task / parts, split(s.h_out, parts, task % parts));
         if rows.is_empty() {
@@ -94,14 +102,7 @@ unsafe fn forward_to_few(
         let border = Border::of_input(s, &rows);
         let x = &x[image * s.c_in * s.h * s.w..][..s.c_in * s.h * s.w];
         let plane = border.height * border.width;
-        let mut planes = Scratch::new(s.c_in * plane);
-        planes.fill(0.0);
-        for c in 0..s.c_in {
-            for row in border.inside(s.h) {
-                let from = &x[(c * s.h + row - border.top) * s.w..][..s.w];
-                planes[c * plane + row_start(&border, row)..][..s.w].copy_from_slice(from);
-            }
-        }
+        let planes = border.planes(x, s.c_in, s.h, s.w);
         let runs: Vec<Run> =
             (0..taps).map(|tap| Run { a: tap, b: tap / k * border.width + tap % k }).collect();
         let columns = (rows.len() - 1) * border.width + s.w_out;
@@ -131,9 +132,86 @@ unsafe fn forward_to_few(
     });
 }
 
-fn row_start(border: &Border, row: usize) -> usize {
-    let inner = row - border.first;
-    inner * border.width + border.left
+/// From a few channels: the vector runs along the pixels of the output rows, whose inputs are
+/// gathered a few registers at a time (im2col, never larger than the nearest cache).
+///
+/// # Safety
+/// As for [`super::conv::forward`].
+unsafe fn forward_from_few(
+    s: &ConvShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    y: SharedOutput<'_>,
+) {
+    let (taps, k, width) = (s.taps(), s.kernel, panel_width());
+    let depth = s.c_in * taps;
+    // Output rows that fill about four panels.
+    let group = (4 * width).div_ceil(s.w_out).min(s.h_out);
+    let groups = s.h_out.div_ceil(group);
+    let parts = parts_per_item(s.images, groups);
+    (0..s.images * parts).into_par_iter().for_each(|task| {
+        let (image, groups) = (task / parts, split(groups, parts, task % parts));
+        if groups.is_empty() {
+            return;
+        }
+        let rows = groups.start * group..s.h_out.min(groups.end * group);
+        let border = Border::of_input(s, &rows);
+        let x = &x[image * s.c_in * s.h * s.w..][..s.c_in * s.h * s.w];
+        let planes = border.planes(x, s.c_in, s.h, s.w);
+        let plane = border.height * border.width;
+        let mut columns = Scratch::new((group * s.w_out).div_ceil(width) * depth * width);
+        for first in rows.clone().step_by(group) {
+            let last = rows.end.min(first + group);
+            for i in 0..depth {
+                let (ci, tap) = (i / taps, i % taps);
+                for row in first..last {
+                    let from = (row - rows.start) * s.stride + tap / k;
+                    let from = &planes[ci * plane + from * border.width + tap % k..];
+                    let mut column = 0;
+                    while column < s.w_out {
+                        // As far as the row and the panel go.
+                        let p = (row - first) * s.w_out + column;
+                        let n = (width - p % width).min(s.w_out - column);
+                        let to = &mut columns[(p / width * depth + i) * width + p % width..][..n];
+                        if s.stride == 1 {
+                            to.copy_from_slice(&from[column..column + n]);
+                        } else {
+                            for (j, to) in to.iter_mut().enumerate() {
+                                *to = from[(column + j) * s.stride];
+                            }
+                        }
+                        column += n;
+                    }
+                }
+            }
+            let product = Product {
+                a: weight,
+                rows: Rows::Every { stride: depth, count: s.c_out },
+                a_step: 1,
+                b: &columns,
+                b_panel: depth * width,
+                b_step: width,
+                runs: WHOLE,
+                run_len: depth,
+                columns: (last - first) * s.w_out,
+                start: Start::Rows(bias),
+            };
+            let area = s.h_out * s.w_out;
+            let start = image * s.c_out * area + first * s.w_out;
+            let out = y.range(start..start + (s.c_out - 1) * area + (last - first) * s.w_out);
+            // SAFETY: the caller's promise; rows are disjoint.
+            unsafe { product.write_part(out, area, 0..s.c_out, 0..product.panels()) };
+        }
+    });
+}
+
+/// Into how many parts to cut the `rows` of an image, of `row_len` floats each, so that a part stays
+/// in the second-level cache and all threads are busy.
+fn row_parts(s: &ConvShape, rows: usize, row_len: usize) -> usize {
+    const CACHE: usize = 96 << 10;
+    let parts = (rows * row_len).div_ceil(CACHE).min(rows.div_ceil(4));
+    parts.max(parts_per_item(s.images, (rows * s.w_out).div_ceil(24).min(rows))).max(1)
 }
 
 /// Rows `first..first + height` of an image that has `top` zero rows above it and `left` zero
@@ -168,17 +246,46 @@ impl Border {
     /// The bordered image as `[pixel][channel]`.
     fn pixels(&self, planes: &[f32], channels: usize, h: usize, w: usize) -> Scratch {
         let mut pixels = Scratch::new(self.height * self.width * channels);
-        self.pixels_into(planes, channels, [h, w], &mut pixels);
+        self.pixels_into(planes, channels, [h, w], channels, &mut pixels);
         pixels
     }
 
-    fn pixels_into(&self, planes: &[f32], channels: usize, [h, w]: [usize; 2], pixels: &mut [f32]) {
-        pixels.fill(0.0);
-        for row in self.inside(h) {
+    /// The same into `pixels`, `stride` apart.
+    fn pixels_into(
+        &self,
+        planes: &[f32],
+        channels: usize,
+        [h, w]: [usize; 2],
+        stride: usize,
+        pixels: &mut [f32],
+    ) {
+        let inside = self.inside(h);
+        for (i, pixels) in pixels.chunks_exact_mut(self.width * stride).enumerate() {
+            let row = self.first + i;
+            if !inside.contains(&row) {
+                pixels.fill(0.0);
+                continue;
+            }
+            pixels[..self.left * stride].fill(0.0);
+            pixels[(self.left + w) * stride..].fill(0.0);
             let from = &planes[(row - self.top) * w..];
-            let start = row_start(self, row);
-            planes_to_pixels(from, h * w, channels, w, pixels, |p| (start + p) * channels);
+            planes_to_pixels(from, h * w, channels, w, pixels, |p| (self.left + p) * stride);
         }
+    }
+
+    /// The bordered image as `[channel][pixel]`.
+    fn planes(&self, planes: &[f32], channels: usize, h: usize, w: usize) -> Scratch {
+        let plane = self.height * self.width;
+        let mut bordered = Scratch::new(channels * plane);
+        bordered.fill(0.0);
+        for c in 0..channels {
+            for row in self.inside(h) {
+                let from = &planes[(c * h + row - self.top) * w..][..w];
+                let start = c * plane + (row - self.first) * self.width + self.left;
+                bordered[start..start + w].copy_from_slice(from);
+            }
+        }
+        bordered
     }
 }
 
@@ -191,11 +298,40 @@ pub(crate) unsafe fn input_gradient(
     dx: SharedOutput<'_>,
 ) {
     let (taps, k) = (s.taps(), s.kernel);
-    let packed = pack_panels(taps * s.c_out, s.c_in, |i, ci| {
-        let (tap, co) = (i / s.c_out, i % s.c_out);
-        weight[(co * s.c_in + ci) * taps + tap]
+    if s.stride == 1 && s.padding_begin < k {
+        // The convolution of dy with the kernel turned by half a turn, from the output's channels
+        // to the input's.
+        let mut rotated = Scratch::new(weight.len());
+        for (co, kernels) in weight.chunks_exact(s.c_in * taps).enumerate() {
+            for (ci, kernel) in kernels.chunks_exact(taps).enumerate() {
+                let to = &mut rotated[(ci * s.c_out + co) * taps..][..taps];
+                to.iter_mut().zip(kernel.iter().rev()).for_each(|(to, from)| *to = *from);
+            }
+        }
+        let turned = ConvShape {
+            c_in: s.c_out,
+            c_out: s.c_in,
+            h: s.h_out,
+            w: s.w_out,
+            padding_begin: k - 1 - s.padding_begin,
+            h_out: s.h,
+            w_out: s.w,
+            ..*s
+        };
+        let no_bias = vec![0.0; s.c_in];
+        // SAFETY: the caller's promise.
+        return unsafe { forward(&turned, dy, &rotated, &no_bias, dx) };
+    }
+    // `[panel][tap][c_out][column]`
+    let packed = packed_panels(taps * s.c_out, s.c_in, |first, used, packed| {
+        for co in 0..s.c_out {
+            let kernels = &weight[(co * s.c_in + first) * taps..];
+            planes_to_pixels(kernels, taps, used, taps, packed, |tap| {
+                (tap * s.c_out + co) * panel_width()
+            });
+        }
     });
-    let parts = parts_per_item(s.images, (s.h * s.w).div_ceil(24).min(s.h));
+    let parts = row_parts(s, s.h, s.w * (s.c_in + s.c_out));
     (0..s.images * parts).into_par_iter().for_each(|task| {
         let (image, rows) = (task / parts, split(s.h, parts, task % parts));
         if rows.is_empty() {
@@ -273,7 +409,7 @@ pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mu
     let border = Border::of_input(s, &(0..s.h_out));
     let (bordered, area) = (border.height * border.width, s.h_out * s.w_out);
     let (taps, k) = (s.taps(), s.kernel);
-    let (xp, yp) = (s.c_in, s.c_out);
+    let (xp, yp) = (spread(s.c_in), spread(s.c_out));
     // Images in turn, so that their copies stay within a few tens of megabytes.
     let per_image = bordered * xp + area * yp;
     let at_once = ((8 << 20) / per_image.max(1)).clamp(1, s.images.max(1));
@@ -292,7 +428,7 @@ pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mu
             .zip(inputs.par_chunks_mut(bordered * xp))
             .zip(outputs.par_chunks_mut(area * yp));
         work.take(n).for_each(|(((x, dy), input), output)| {
-            border.pixels_into(x, s.c_in, [s.h, s.w], input);
+            border.pixels_into(x, s.c_in, [s.h, s.w], xp, input);
             planes_to_pixels(dy, area, s.c_out, area, output, |p| p * yp);
         });
         // One run per image row.

@@ -1,10 +1,9 @@
 //! y = x W^T + b on rows, with the weight as PyTorch stores it: `[d_out, d_in]`.
 
-use super::buffer::{Scratch, SharedOutput};
-use super::conv::pack_rows;
+use super::buffer::SharedOutput;
+use super::conv::{pack_rows, packed_panels};
 use super::product::{Product, Rows, Start, WHOLE, panel_width};
 use super::transpose::planes_to_pixels;
-use rayon::prelude::*;
 
 /// Sizes of one call: x is `[rows, d_in]`, y `[rows, d_out]`.
 #[derive(Debug, Clone, Copy)]
@@ -26,17 +25,9 @@ pub(crate) unsafe fn forward(
     assert_eq!([x.len(), weight.len()], [s.rows * s.d_in, s.d_out * s.d_in]);
     assert_eq!([bias.len(), y.len()], [s.d_out, s.rows * s.d_out]);
     let width = panel_width();
-    let mut packed = Scratch::new(s.d_out.div_ceil(width) * s.d_in * width);
-    if s.d_in > 0 {
-        let panels = packed.par_chunks_mut(s.d_in * width).enumerate();
-        panels.with_min_len((16384 / (s.d_in * width)).max(1)).for_each(|(panel, packed)| {
-            let first = panel * width;
-            let used = width.min(s.d_out - first);
-            planes_to_pixels(&weight[first * s.d_in..], s.d_in, used, s.d_in, packed, |k| {
-                k * width
-            });
-        });
-    }
+    let packed = packed_panels(s.d_in, s.d_out, |first, used, packed| {
+        planes_to_pixels(&weight[first * s.d_in..], s.d_in, used, s.d_in, packed, |k| k * width);
+    });
     let product = Product {
         a: x,
         rows: Rows::Every { stride: s.d_in, count: s.rows },

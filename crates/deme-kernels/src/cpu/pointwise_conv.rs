@@ -1,7 +1,7 @@
 //! 1x1 convolutions: matrix products on the planes as they are stored.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{ConvShape, pack_rows, padded, parts_per_item};
+use super::conv::{ConvShape, pack_rows, parts_per_item, spread};
 use super::product::{Product, Rows, Run, Start, WHOLE, panel_width, split};
 use super::transpose::planes_to_pixels;
 use rayon::prelude::*;
@@ -77,7 +77,7 @@ unsafe fn per_image(
 /// dW = sum over images of dy x^T.
 pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
     let area = s.h * s.w;
-    let cp = padded(s.c_in);
+    let cp = spread(s.c_in);
     let mut pixels = Scratch::new(s.images * area * cp);
     if s.images * area > 0 && s.c_in > 0 {
         let images = pixels.par_chunks_mut(area * cp).zip(x.par_chunks(s.c_in * area));

@@ -17,6 +17,7 @@ pub(crate) fn planes_to_pixels(
         return;
     }
     assert!((channels - 1) * plane + pixels <= src.len());
+    let blocks = if wide() { channels / 8 } else { 0 };
     let mut start = 0;
     while start < pixels {
         let n = 8.min(pixels - start);
@@ -26,15 +27,19 @@ pub(crate) fn planes_to_pixels(
             assert!(*to + channels <= dst.len());
         }
         let mut c = 0;
-        if n == 8 && wide() {
-            while c + 8 <= channels {
-                let from = std::array::from_fn(|i| src[(c + i) * plane + start..].as_ptr());
-                let to = to.map(|to| dst[to + c..].as_mut_ptr());
-                // SAFETY: the eight source rows have 8 entries (start + 8 <= pixels), the eight
-                // destinations at least 8 (c + 8 <= channels), by the checks above.
-                unsafe { transpose_8x8(from, to) };
-                c += 8;
+        if n == 8 && blocks > 0 {
+            let (src, dst) = (src.as_ptr(), dst.as_mut_ptr());
+            // SAFETY: the source rows of all blocks have 8 entries (start + 8 <= pixels), the
+            // destinations at least `channels`, by the checks above.
+            unsafe {
+                let (mut rows, mut columns) = ([src; 8], [dst; 8]);
+                for i in 0..8 {
+                    rows[i] = src.add(i * plane + start);
+                    columns[i] = dst.add(to[i]);
+                }
+                transpose_blocks(&rows, 8 * plane, &columns, 8, blocks);
             }
+            c = 8 * blocks;
         }
         for c in c..channels {
             let row = &src[c * plane + start..][..n];
@@ -59,6 +64,7 @@ pub(crate) unsafe fn pixels_to_planes(
     dst: *mut f32,
     plane: usize,
 ) {
+    let blocks = if wide() { channels / 8 } else { 0 };
     let mut start = 0;
     while start < pixels {
         let n = 8.min(pixels - start);
@@ -68,16 +74,17 @@ pub(crate) unsafe fn pixels_to_planes(
             assert!(*from + channels <= src.len());
         }
         let mut c = 0;
-        if n == 8 && wide() {
-            while c + 8 <= channels {
-                let rows = from.map(|from| src[from + c..].as_ptr());
-                // SAFETY: sources by the check above, destinations by the caller's promise.
-                unsafe {
-                    let to = std::array::from_fn(|i| dst.add((c + i) * plane + start));
-                    transpose_8x8(rows, to);
+        if n == 8 && blocks > 0 {
+            // SAFETY: sources by the check above, destinations by the caller's promise.
+            unsafe {
+                let (mut rows, mut columns) = ([src.as_ptr(); 8], [dst; 8]);
+                for i in 0..8 {
+                    rows[i] = src.as_ptr().add(from[i]);
+                    columns[i] = dst.add(i * plane + start);
                 }
-                c += 8;
+                transpose_blocks(&rows, 8, &columns, 8 * plane, blocks);
             }
+            c = 8 * blocks;
         }
         for c in c..channels {
             for (i, from) in from.iter().enumerate().take(n) {
@@ -89,60 +96,81 @@ pub(crate) unsafe fn pixels_to_planes(
     }
 }
 
-/// Whether [`transpose_8x8`] may be called.
+/// Whether [`transpose_blocks`] may be called.
 fn wide() -> bool {
     instruction_set() != InstructionSet::Portable
 }
 
+/// Transposes `blocks` blocks of 8x8, each `from_step` and `to_step` behind the one before.
+///
 /// # Safety
-/// Eight entries must be readable and writable at each pointer, and AVX2 available.
+/// Eight entries of every block must be readable and writable at each pointer, and AVX2 available.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn transpose_8x8(from: [*const f32; 8], to: [*mut f32; 8]) {
+unsafe fn transpose_blocks(
+    from: &[*const f32; 8],
+    from_step: usize,
+    to: &[*mut f32; 8],
+    to_step: usize,
+    blocks: usize,
+) {
     use std::arch::x86_64::*;
-    // SAFETY: the caller's promise.
-    unsafe {
-        let r: [__m256; 8] = [
-            _mm256_loadu_ps(from[0]),
-            _mm256_loadu_ps(from[1]),
-            _mm256_loadu_ps(from[2]),
-            _mm256_loadu_ps(from[3]),
-            _mm256_loadu_ps(from[4]),
-            _mm256_loadu_ps(from[5]),
-            _mm256_loadu_ps(from[6]),
-            _mm256_loadu_ps(from[7]),
-        ];
-        let (a0, a1) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
-        let (a2, a3) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
-        let (a4, a5) = (_mm256_unpacklo_ps(r[4], r[5]), _mm256_unpackhi_ps(r[4], r[5]));
-        let (a6, a7) = (_mm256_unpacklo_ps(r[6], r[7]), _mm256_unpackhi_ps(r[6], r[7]));
-        let b0 = _mm256_shuffle_ps::<0x44>(a0, a2);
-        let b1 = _mm256_shuffle_ps::<0xee>(a0, a2);
-        let b2 = _mm256_shuffle_ps::<0x44>(a1, a3);
-        let b3 = _mm256_shuffle_ps::<0xee>(a1, a3);
-        let b4 = _mm256_shuffle_ps::<0x44>(a4, a6);
-        let b5 = _mm256_shuffle_ps::<0xee>(a4, a6);
-        let b6 = _mm256_shuffle_ps::<0x44>(a5, a7);
-        let b7 = _mm256_shuffle_ps::<0xee>(a5, a7);
-        _mm256_storeu_ps(to[0], _mm256_permute2f128_ps::<0x20>(b0, b4));
-        _mm256_storeu_ps(to[1], _mm256_permute2f128_ps::<0x20>(b1, b5));
-        _mm256_storeu_ps(to[2], _mm256_permute2f128_ps::<0x20>(b2, b6));
-        _mm256_storeu_ps(to[3], _mm256_permute2f128_ps::<0x20>(b3, b7));
-        _mm256_storeu_ps(to[4], _mm256_permute2f128_ps::<0x31>(b0, b4));
-        _mm256_storeu_ps(to[5], _mm256_permute2f128_ps::<0x31>(b1, b5));
-        _mm256_storeu_ps(to[6], _mm256_permute2f128_ps::<0x31>(b2, b6));
-        _mm256_storeu_ps(to[7], _mm256_permute2f128_ps::<0x31>(b3, b7));
+    for block in 0..blocks {
+        let (a, b) = (block * from_step, block * to_step);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let r: [__m256; 8] = [
+                _mm256_loadu_ps(from[0].add(a)),
+                _mm256_loadu_ps(from[1].add(a)),
+                _mm256_loadu_ps(from[2].add(a)),
+                _mm256_loadu_ps(from[3].add(a)),
+                _mm256_loadu_ps(from[4].add(a)),
+                _mm256_loadu_ps(from[5].add(a)),
+                _mm256_loadu_ps(from[6].add(a)),
+                _mm256_loadu_ps(from[7].add(a)),
+            ];
+            let (a0, a1) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+            let (a2, a3) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+            let (a4, a5) = (_mm256_unpacklo_ps(r[4], r[5]), _mm256_unpackhi_ps(r[4], r[5]));
+            let (a6, a7) = (_mm256_unpacklo_ps(r[6], r[7]), _mm256_unpackhi_ps(r[6], r[7]));
+            let b0 = _mm256_shuffle_ps::<0x44>(a0, a2);
+            let b1 = _mm256_shuffle_ps::<0xee>(a0, a2);
+            let b2 = _mm256_shuffle_ps::<0x44>(a1, a3);
+            let b3 = _mm256_shuffle_ps::<0xee>(a1, a3);
+            let b4 = _mm256_shuffle_ps::<0x44>(a4, a6);
+            let b5 = _mm256_shuffle_ps::<0xee>(a4, a6);
+            let b6 = _mm256_shuffle_ps::<0x44>(a5, a7);
+            let b7 = _mm256_shuffle_ps::<0xee>(a5, a7);
+            _mm256_storeu_ps(to[0].add(b), _mm256_permute2f128_ps::<0x20>(b0, b4));
+            _mm256_storeu_ps(to[1].add(b), _mm256_permute2f128_ps::<0x20>(b1, b5));
+            _mm256_storeu_ps(to[2].add(b), _mm256_permute2f128_ps::<0x20>(b2, b6));
+            _mm256_storeu_ps(to[3].add(b), _mm256_permute2f128_ps::<0x20>(b3, b7));
+            _mm256_storeu_ps(to[4].add(b), _mm256_permute2f128_ps::<0x31>(b0, b4));
+            _mm256_storeu_ps(to[5].add(b), _mm256_permute2f128_ps::<0x31>(b1, b5));
+            _mm256_storeu_ps(to[6].add(b), _mm256_permute2f128_ps::<0x31>(b2, b6));
+            _mm256_storeu_ps(to[7].add(b), _mm256_permute2f128_ps::<0x31>(b3, b7));
+        }
     }
 }
 
+/// Transposes `blocks` blocks of 8x8, each `from_step` and `to_step` behind the one before.
+///
 /// # Safety
-/// Eight entries must be readable and writable at each pointer.
+/// Eight entries of every block must be readable and writable at each pointer.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn transpose_8x8(from: [*const f32; 8], to: [*mut f32; 8]) {
-    for (j, to) in to.iter().enumerate() {
-        for (i, from) in from.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { *to.add(i) = *from.add(j) };
+unsafe fn transpose_blocks(
+    from: &[*const f32; 8],
+    from_step: usize,
+    to: &[*mut f32; 8],
+    to_step: usize,
+    blocks: usize,
+) {
+    for block in 0..blocks {
+        for (j, to) in to.iter().enumerate() {
+            for (i, from) in from.iter().enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(block * to_step + i) = *from.add(block * from_step + j) };
+            }
         }
     }
 }

@@ -215,15 +215,17 @@ unsafe fn output_block_by<V: Vector, T: Transform>(
 }
 
 vectorised! {
-    pub(super) unsafe fn weight_tile(size: Size, taps: &[f32; 9 * 32], width: usize, to: *mut f32, point: usize) = weight_tile_with
+    pub(super) unsafe fn weight_tiles(size: Size, taps: &[f32], width: usize, to: *mut f32, point: usize) = weight_tiles_with
 }
 
+/// G g G^T of as many kernels as `taps` holds, `[k][tap][column]`, to `[point][k][column]`.
+///
 /// # Safety
-/// `width` is 16 or 32, and `to` valid for that many entries at every multiple of `point`.
+/// `width`, the columns, is 16 or 32, and `to` valid for all k at every multiple of `point`.
 #[inline(always)]
-unsafe fn weight_tile_with<V: Vector>(
+unsafe fn weight_tiles_with<V: Vector>(
     size: Size,
-    taps: &[f32; 9 * 32],
+    taps: &[f32],
     width: usize,
     to: *mut f32,
     point: usize,
@@ -231,15 +233,15 @@ unsafe fn weight_tile_with<V: Vector>(
     // SAFETY: the caller's promise.
     unsafe {
         match size {
-            Size::Two => weight_tile_by::<V, Two>(taps, width, to, point),
-            Size::Four => weight_tile_by::<V, Four>(taps, width, to, point),
+            Size::Two => weight_tiles_by::<V, Two>(taps, width, to, point),
+            Size::Four => weight_tiles_by::<V, Four>(taps, width, to, point),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn weight_tile_by<V: Vector, T: Transform>(
-    taps: &[f32; 9 * 32],
+unsafe fn weight_tiles_by<V: Vector, T: Transform>(
+    taps: &[f32],
     width: usize,
     to: *mut f32,
     point: usize,
@@ -247,22 +249,24 @@ unsafe fn weight_tile_by<V: Vector, T: Transform>(
     // SAFETY: the caller's promise.
     unsafe {
         let zero = V::splat(0.0);
-        for c in (0..width).step_by(V::LANES) {
-            let mut half = [[zero; 3]; 6];
-            for j in 0..3 {
-                let mut g = [zero; 3];
-                for i in 0..3 {
-                    g[i] = V::load(taps.as_ptr().add((i * 3 + j) * 32 + c));
+        for (k, taps) in taps.chunks_exact(9 * width).enumerate() {
+            for c in (0..width).step_by(V::LANES) {
+                let mut half = [[zero; 3]; 6];
+                for j in 0..3 {
+                    let mut g = [zero; 3];
+                    for i in 0..3 {
+                        g[i] = V::load(taps.as_ptr().add((i * 3 + j) * width + c));
+                    }
+                    let g = T::weight(g);
+                    for i in 0..T::IN {
+                        half[i][j] = g[i];
+                    }
                 }
-                let g = T::weight(g);
                 for i in 0..T::IN {
-                    half[i][j] = g[i];
-                }
-            }
-            for i in 0..T::IN {
-                let row = T::weight(half[i]);
-                for j in 0..T::IN {
-                    row[j].store(to.add((i * T::IN + j) * point + c));
+                    let row = T::weight(half[i]);
+                    for j in 0..T::IN {
+                        row[j].store(to.add((i * T::IN + j) * point + k * width + c));
+                    }
                 }
             }
         }
@@ -270,52 +274,59 @@ unsafe fn weight_tile_by<V: Vector, T: Transform>(
 }
 
 vectorised! {
-    pub(super) unsafe fn weight_gradient_tile(size: Size, du: &[f32], point: usize, taps: &mut [f32; 9 * 16]) = weight_gradient_tile_with
+    pub(super) unsafe fn weight_gradient_tiles(size: Size, du: &[f32], point: usize, row: usize, taps: &mut [f32]) = weight_gradient_tiles_with
 }
 
+/// G^T u G of as many kernels as `taps` has room for, `[k][tap][16 columns]`.
+///
 /// # Safety
-/// `du` holds 16 entries at every multiple of `point`.
+/// `du` holds 16 columns at `k * row` behind every multiple of `point`.
 #[inline(always)]
-unsafe fn weight_gradient_tile_with<V: Vector>(
+unsafe fn weight_gradient_tiles_with<V: Vector>(
     size: Size,
     du: &[f32],
     point: usize,
-    taps: &mut [f32; 9 * 16],
+    row: usize,
+    taps: &mut [f32],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match size {
-            Size::Two => weight_gradient_tile_by::<V, Two>(du, point, taps),
-            Size::Four => weight_gradient_tile_by::<V, Four>(du, point, taps),
+            Size::Two => weight_gradient_tiles_by::<V, Two>(du, point, row, taps),
+            Size::Four => weight_gradient_tiles_by::<V, Four>(du, point, row, taps),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn weight_gradient_tile_by<V: Vector, T: Transform>(
+unsafe fn weight_gradient_tiles_by<V: Vector, T: Transform>(
     du: &[f32],
     point: usize,
-    taps: &mut [f32; 9 * 16],
+    row: usize,
+    taps: &mut [f32],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let zero = V::splat(0.0);
-        for c in (0..16).step_by(V::LANES) {
-            let mut half = [[zero; 6]; 3];
-            for j in 0..T::IN {
-                let mut u = [zero; 6];
-                for i in 0..T::IN {
-                    u[i] = V::load(du.as_ptr().add((i * T::IN + j) * point + c));
+        for (k, taps) in taps.chunks_exact_mut(9 * 16).enumerate() {
+            for c in (0..16).step_by(V::LANES) {
+                let from = du.as_ptr().add(k * row + c);
+                let mut half = [[zero; 6]; 3];
+                for j in 0..T::IN {
+                    let mut u = [zero; 6];
+                    for i in 0..T::IN {
+                        u[i] = V::load(from.add((i * T::IN + j) * point));
+                    }
+                    let u = T::weight_adjoint(u);
+                    for i in 0..3 {
+                        half[i][j] = u[i];
+                    }
                 }
-                let u = T::weight_adjoint(u);
                 for i in 0..3 {
-                    half[i][j] = u[i];
-                }
-            }
-            for i in 0..3 {
-                let row = T::weight_adjoint(half[i]);
-                for j in 0..3 {
-                    row[j].store(taps.as_mut_ptr().add((i * 3 + j) * 16 + c));
+                    let row = T::weight_adjoint(half[i]);
+                    for j in 0..3 {
+                        row[j].store(taps.as_mut_ptr().add((i * 3 + j) * 16 + c));
+                    }
                 }
             }
         }
