@@ -49,6 +49,25 @@ pub fn conv2d(
     Tensor::from_dispatch(Dispatch::conv2d(x, weight, bias, geometry))
 }
 
+/// The 1x1 convolution of two tensors joined along the channels, without a tensor for both.
+///
+/// # Shapes
+/// x: `[B, C_1, H, W]` and `[B, C_2, H, W]`; weight: `[C_out, C_1 + C_2, 1, 1]`; bias: `[C_out]`;
+/// returns `[B, C_out, H, W]`.
+pub fn pointwise_conv_of_two(
+    x: [Tensor<4>; 2],
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<4> {
+    if !x.iter().all(on_cpu) {
+        return plain::pointwise_conv_of_two(x, weight, bias);
+    }
+    let bias = bias.unwrap_or_else(|| zeros(&x[0], weight.dims()[0]));
+    let [x, more] = x.map(Tensor::into_dispatch);
+    let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(Dispatch::pointwise_conv_of_two(x, more, weight, bias))
+}
+
 /// `y = x W^T + b`, as `torch.nn.functional.linear`.
 ///
 /// # Shapes

@@ -47,9 +47,13 @@ pub fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
 /// The operations as tensors see them; differentiable on an autodiff backend.
 #[backend_extension(Autodiff, Flex)]
 pub(crate) trait KernelOps: Backend {
-    /// See [`crate::group_norm`].
+    /// See [`crate::group_norm`], [`crate::group_norm_shifted`] and [`crate::group_norm_of_two`]: the
+    /// channels of `more` follow those of `x`, and `shift` is added; either may have no entries.
+    #[allow(clippy::too_many_arguments)]
     fn group_norm(
         x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         groups: usize,
@@ -63,6 +67,14 @@ pub(crate) trait KernelOps: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         geometry: ConvGeometry,
+    ) -> FloatTensor<Self>;
+
+    /// See [`crate::pointwise_conv_of_two`].
+    fn pointwise_conv_of_two(
+        x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
     /// See [`crate::linear`].
@@ -86,7 +98,8 @@ pub(crate) trait KernelOps: Backend {
 pub(crate) trait CpuKernels: Backend {
     /// The output, and (mean, 1 / deviation) per image and group for the backward pass.
     fn group_norm_forward(
-        x: FloatTensor<Self>,
+        x: [FloatTensor<Self>; 2],
+        shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         groups: usize,
@@ -94,16 +107,18 @@ pub(crate) trait CpuKernels: Backend {
         activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// The gradients of x, weight and bias.
+    /// The gradients of both parts of x, shift, weight and bias.
+    #[allow(clippy::too_many_arguments)]
     fn group_norm_backward(
-        x: FloatTensor<Self>,
+        x: [FloatTensor<Self>; 2],
+        shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         stats: FloatTensor<Self>,
         groups: usize,
         activation: Activation,
         dy: FloatTensor<Self>,
-    ) -> [FloatTensor<Self>; 3];
+    ) -> [FloatTensor<Self>; 5];
 
     /// The convolution.
     fn conv2d_forward(
@@ -121,6 +136,20 @@ pub(crate) trait CpuKernels: Backend {
         dy: FloatTensor<Self>,
         wanted: [bool; 3],
     ) -> [Option<FloatTensor<Self>>; 3];
+
+    /// The 1x1 convolution of two tensors that count as one.
+    fn pointwise_conv_of_two_forward(
+        x: [FloatTensor<Self>; 2],
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// The gradients of both parts of x, weight and bias.
+    fn pointwise_conv_of_two_backward(
+        x: [FloatTensor<Self>; 2],
+        weight: FloatTensor<Self>,
+        dy: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 4];
 
     /// The linear map of the last dimension.
     fn linear_forward(
@@ -160,13 +189,24 @@ pub(crate) trait CpuKernels: Backend {
 impl KernelOps for Flex {
     fn group_norm(
         x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         groups: usize,
         eps: f64,
         activation: Activation,
     ) -> FloatTensor<Self> {
-        Self::group_norm_forward(x, weight, bias, groups, eps, activation).0
+        Self::group_norm_forward([x, more], shift, weight, bias, groups, eps, activation).0
+    }
+
+    fn pointwise_conv_of_two(
+        x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::pointwise_conv_of_two_forward([x, more], weight, bias)
     }
 
     fn conv2d(
@@ -277,21 +317,47 @@ impl<B: CpuKernels> Backward<B, 3> for Conv2dBackward {
 #[derive(Debug)]
 struct GroupNormBackward;
 
-impl<B: CpuKernels> Backward<B, 3> for GroupNormBackward {
-    /// x, weight, bias; their statistics; groups and activation.
-    type State = ([NodeId; 3], FloatTensor<B>, usize, Activation);
+impl<B: CpuKernels> Backward<B, 5> for GroupNormBackward {
+    /// Both parts of x, shift, weight, bias; their statistics; groups and activation.
+    type State = ([NodeId; 5], FloatTensor<B>, usize, Activation);
 
     fn backward(
         self,
-        ops: Ops<Self::State, 3>,
+        ops: Ops<Self::State, 5>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<B>(&ops.node);
         let (inputs, stats, groups, activation) = ops.state;
-        let [x, weight, bias] =
+        let [x, more, shift, weight, bias] =
             inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let all = B::group_norm_backward(x, weight, bias, stats, groups, activation, dy);
+        let x = [x, more];
+        let all = B::group_norm_backward(x, shift, weight, bias, stats, groups, activation, dy);
+        for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct PointwiseConvOfTwoBackward;
+
+impl<B: CpuKernels> Backward<B, 4> for PointwiseConvOfTwoBackward {
+    /// Both parts of x, and weight.
+    type State = [NodeId; 3];
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 4>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let [x, more, weight] =
+            ops.state.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let all = B::pointwise_conv_of_two_backward([x, more], weight, dy);
         for (parent, grad) in ops.parents.into_iter().zip(all) {
             if let Some(node) = parent {
                 grads.register::<B>(node.id, grad);
@@ -303,6 +369,8 @@ impl<B: CpuKernels> Backward<B, 3> for GroupNormBackward {
 impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
     fn group_norm(
         x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         groups: usize,
@@ -310,19 +378,50 @@ impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         activation: Activation,
     ) -> FloatTensor<Self> {
         let prepared = GroupNormBackward
-            .prepare::<C>([x.node(), weight.node(), bias.node()])
+            .prepare::<C>([x.node(), more.node(), shift.node(), weight.node(), bias.node()])
             .compute_bound()
             .stateful();
+        let parts = |x: FloatTensor<Self>| x.into_primitive();
         match prepared {
             OpsKind::Tracked(mut prep) => {
-                let inputs = [&x, &weight, &bias].map(|input| prep.checkpoint(input));
-                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
-                let (y, stats) = B::group_norm_forward(x, weight, bias, groups, eps, activation);
+                let inputs =
+                    [&x, &more, &shift, &weight, &bias].map(|input| prep.checkpoint(input));
+                let [x, more, shift, weight, bias] = [x, more, shift, weight, bias].map(parts);
+                let x = [x, more];
+                let (y, stats) =
+                    B::group_norm_forward(x, shift, weight, bias, groups, eps, activation);
                 prep.finish((inputs, stats, groups, activation), y)
             }
             OpsKind::UnTracked(prep) => {
-                let [x, weight, bias] = [x, weight, bias].map(|input| input.into_primitive());
-                prep.finish(B::group_norm_forward(x, weight, bias, groups, eps, activation).0)
+                let [x, more, shift, weight, bias] = [x, more, shift, weight, bias].map(parts);
+                let x = [x, more];
+                prep.finish(
+                    B::group_norm_forward(x, shift, weight, bias, groups, eps, activation).0,
+                )
+            }
+        }
+    }
+
+    fn pointwise_conv_of_two(
+        x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let prepared = PointwiseConvOfTwoBackward
+            .prepare::<C>([x.node(), more.node(), weight.node(), bias.node()])
+            .compute_bound()
+            .stateful();
+        let parts = |x: FloatTensor<Self>| x.into_primitive();
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = [&x, &more, &weight].map(|input| prep.checkpoint(input));
+                let [x, more, weight, bias] = [x, more, weight, bias].map(parts);
+                prep.finish(inputs, B::pointwise_conv_of_two_forward([x, more], weight, bias))
+            }
+            OpsKind::UnTracked(prep) => {
+                let [x, more, weight, bias] = [x, more, weight, bias].map(parts);
+                prep.finish(B::pointwise_conv_of_two_forward([x, more], weight, bias))
             }
         }
     }

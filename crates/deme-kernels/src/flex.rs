@@ -6,6 +6,7 @@ use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::group_norm::{self, GroupNormShape};
 use crate::cpu::linear::{self, LinearShape};
 use crate::cpu::optimizer;
+use crate::cpu::pointwise_conv::{self, PointwiseShape};
 use crate::extension::CpuKernels;
 use crate::{Activation, AdamWStep, ConvGeometry};
 use burn::backend::flex::{FlexTensor, Layout};
@@ -44,15 +45,50 @@ pub(crate) unsafe fn filled(len: usize, fill: impl FnOnce(&mut [MaybeUninit<f32>
     values
 }
 
-fn group_norm_shape(x: &FlexTensor, groups: usize) -> GroupNormShape {
-    let shape = x.shape();
-    let (images, channels) = (shape[0], shape[1]);
+/// The same for two vectors that are written together.
+///
+/// # Safety
+/// As for [`filled`], of both.
+unsafe fn filled_two(lens: [usize; 2], fill: impl FnOnce([SharedOutput<'_>; 2])) -> [Vec<f32>; 2] {
+    let mut second = Vec::new();
+    // SAFETY: the caller's promise.
+    let first = unsafe {
+        filled(lens[0], |first| {
+            second = filled(lens[1], |second| fill([first, second].map(SharedOutput::uninit)));
+        })
+    };
+    [first, second]
+}
+
+fn group_norm_shape(x: &[FlexTensor; 2], groups: usize) -> GroupNormShape {
+    let [shape, more] = x.each_ref().map(|x| x.shape());
+    assert_eq!([shape[0], shape[2], shape[3]], [more[0], more[2], more[3]], "images and maps");
+    let (images, channels) = (shape[0], shape[1] + more[1]);
     assert!(
         groups > 0 && channels.is_multiple_of(groups),
         "{channels} channels do not divide into {groups} groups"
     );
     let area = shape[2..].iter().product();
     GroupNormShape { images, channels, area, groups }
+}
+
+/// The kernel's view of contiguous tensors.
+fn group_norm_input<'a>(x: &'a [FlexTensor; 2], shift: &'a FlexTensor) -> group_norm::Input<'a> {
+    group_norm::Input {
+        parts: x.each_ref().map(entries),
+        channels: x.each_ref().map(|x| x.shape()[1]),
+        shift: Some(entries(shift)).filter(|shift| !shift.is_empty()),
+    }
+}
+
+fn pointwise_shape(x: &[FlexTensor; 2], weight: &FlexTensor) -> PointwiseShape {
+    let [shape, more] = x.each_ref().map(|x| x.shape());
+    assert_eq!([shape[0], shape[2], shape[3]], [more[0], more[2], more[3]], "images and maps");
+    let c_in = [shape[1], more[1]];
+    let weight = weight.shape();
+    let expected = [c_in[0] + c_in[1], 1, 1];
+    assert_eq!(weight[1..], expected, "channels and kernel of the weight {weight:?}");
+    PointwiseShape { images: shape[0], c_in, c_out: weight[0], area: shape[2..].iter().product() }
 }
 
 fn conv_shape(x: &FlexTensor, weight: &FlexTensor, geometry: ConvGeometry) -> ConvShape {
@@ -147,7 +183,8 @@ pub(crate) fn squared_norm(x: FlexTensor) -> f64 {
 
 impl CpuKernels for Flex {
     fn group_norm_forward(
-        x: FlexTensor,
+        x: [FlexTensor; 2],
+        shift: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
         groups: usize,
@@ -155,45 +192,105 @@ impl CpuKernels for Flex {
         activation: Activation,
     ) -> (FlexTensor, FlexTensor) {
         let shape = group_norm_shape(&x, groups);
-        let [x, weight, bias] = [x, weight, bias].map(contiguous);
+        let x = x.map(contiguous);
+        let [shift, weight, bias] = [shift, weight, bias].map(contiguous);
         let silu = activation == Activation::Silu;
         let mut stats = vec![[0.0f32; 2]; shape.images * groups];
         let (w, b) = (entries(&weight), entries(&bias));
-        let x_entries = entries(&x);
+        let input = group_norm_input(&x, &shift);
+        let len = shape.images * shape.channels * shape.area;
         // SAFETY: `forward` writes one y for every x.
         let y = unsafe {
-            filled(x_entries.len(), |y| {
-                group_norm::forward(shape, x_entries, w, b, eps, silu, y, &mut stats);
-            })
+            filled(len, |y| group_norm::forward(shape, &input, w, b, eps, silu, y, &mut stats))
         };
         let stats = tensor(stats.into_flattened(), [shape.images, groups, 2]);
-        (tensor(y, x.shape()), stats)
+        let mut y_shape = x[0].shape();
+        y_shape[1] = shape.channels;
+        (tensor(y, y_shape), stats)
     }
 
     fn group_norm_backward(
-        x: FlexTensor,
+        x: [FlexTensor; 2],
+        shift: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
         stats: FlexTensor,
         groups: usize,
         activation: Activation,
         dy: FlexTensor,
-    ) -> [FlexTensor; 3] {
+    ) -> [FlexTensor; 5] {
         let shape = group_norm_shape(&x, groups);
-        let [x, weight, bias, dy] = [x, weight, bias, dy].map(contiguous);
+        let x = x.map(contiguous);
+        let [shift, weight, bias, dy] = [shift, weight, bias, dy].map(contiguous);
         let silu = activation == Activation::Silu;
         let (stats, _) = entries(&stats).as_chunks::<2>();
         let (w, b, dy) = (entries(&weight), entries(&bias), entries(&dy));
-        let x_entries = entries(&x);
-        let mut grads = [Vec::new(), Vec::new()];
-        // SAFETY: `backward` writes one dx for every x.
+        let input = group_norm_input(&x, &shift);
+        let mut grads = None;
+        // SAFETY: `backward` writes one dx for every x of both parts.
         let dx = unsafe {
-            filled(x_entries.len(), |dx| {
-                grads = group_norm::backward(shape, x_entries, w, b, stats, silu, dy, dx);
+            filled_two(input.parts.map(<[f32]>::len), |dx| {
+                grads = Some(group_norm::backward(shape, &input, w, b, stats, silu, dy, dx));
             })
         };
-        let [dweight, dbias] = grads.map(|grad| tensor(grad, [shape.channels]));
-        [tensor(dx, x.shape()), dweight, dbias]
+        let grads = grads.expect("`filled_two` calls its function");
+        let [dx, dmore] = dx;
+        [
+            tensor(dx, x[0].shape()),
+            tensor(dmore, x[1].shape()),
+            tensor(grads.shift, shift.shape()),
+            tensor(grads.weight, [shape.channels]),
+            tensor(grads.bias, [shape.channels]),
+        ]
+    }
+
+    fn pointwise_conv_of_two_forward(
+        x: [FlexTensor; 2],
+        weight: FlexTensor,
+        bias: FlexTensor,
+    ) -> FlexTensor {
+        let s = pointwise_shape(&x, &weight);
+        let mut y_shape = x[0].shape();
+        y_shape[1] = s.c_out;
+        let x = x.map(contiguous);
+        let [weight, bias] = [weight, bias].map(contiguous);
+        let parts = x.each_ref().map(entries);
+        let (weight, bias) = (entries(&weight), entries(&bias));
+        // SAFETY: `forward` writes all of y, which nobody else knows yet.
+        let y = unsafe {
+            filled(s.images * s.c_out * s.area, |y| {
+                pointwise_conv::forward(&s, parts, weight, bias, SharedOutput::uninit(y));
+            })
+        };
+        tensor(y, y_shape)
+    }
+
+    fn pointwise_conv_of_two_backward(
+        x: [FlexTensor; 2],
+        weight: FlexTensor,
+        dy: FlexTensor,
+    ) -> [FlexTensor; 4] {
+        let s = pointwise_shape(&x, &weight);
+        let x = x.map(contiguous);
+        let weight_shape = weight.shape();
+        let [weight, dy] = [weight, dy].map(contiguous);
+        let parts = x.each_ref().map(entries);
+        let (weight, dy) = (entries(&weight), entries(&dy));
+        // SAFETY: `input_gradient` writes all of both gradients, which nobody else knows yet.
+        let [dx, dmore] = unsafe {
+            filled_two(parts.map(<[f32]>::len), |dx| {
+                pointwise_conv::input_gradient(&s, weight, dy, dx);
+            })
+        };
+        let mut dweight = vec![0.0; weight.len()];
+        pointwise_conv::weight_gradient(&s, parts, dy, &mut dweight);
+        let dbias = conv::bias_gradient(s.images, s.c_out, s.area, dy);
+        [
+            tensor(dx, x[0].shape()),
+            tensor(dmore, x[1].shape()),
+            tensor(dweight, weight_shape),
+            tensor(dbias, [s.c_out]),
+        ]
     }
 
     fn conv2d_forward(

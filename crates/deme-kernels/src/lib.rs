@@ -19,7 +19,7 @@ mod optimizer_step;
 pub mod plain;
 
 pub use attention::attention;
-pub use conv::{ConvGeometry, conv2d, linear};
+pub use conv::{ConvGeometry, conv2d, linear, pointwise_conv_of_two};
 pub use extension::on_cpu;
-pub use norm::{Activation, group_norm, layer_norm};
+pub use norm::{Activation, group_norm, group_norm_of_two, group_norm_shifted, layer_norm};
 pub use optimizer_step::{AdamWStep, adamw_step, ema_step, squared_norm};

@@ -57,6 +57,41 @@ pub fn group_norm(
     }
 }
 
+/// [`crate::group_norm_shifted`] by an addition before it.
+pub fn group_norm_shifted(
+    x: Tensor<4>,
+    shift: Tensor<2>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Tensor<4> {
+    let [b, c] = shift.dims();
+    group_norm(x + shift.reshape([b, c, 1, 1]), weight, bias, groups, eps, activation)
+}
+
+/// [`crate::group_norm_of_two`] by a concatenation before it.
+pub fn group_norm_of_two(
+    x: [Tensor<4>; 2],
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    groups: usize,
+    eps: f64,
+    activation: Activation,
+) -> Tensor<4> {
+    group_norm(Tensor::cat(x.to_vec(), 1), weight, bias, groups, eps, activation)
+}
+
+/// [`crate::pointwise_conv_of_two`] by a concatenation before it.
+pub fn pointwise_conv_of_two(
+    x: [Tensor<4>; 2],
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<4> {
+    conv2d(Tensor::cat(x.to_vec(), 1), weight, bias, ConvGeometry::same(1))
+}
+
 /// [`crate::attention`] by two batched products and a softmax.
 pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f64, causal: bool) -> Tensor<4> {
     let [_, _, l_q, _] = q.dims();

@@ -4,7 +4,7 @@
 mod support;
 
 use burn::tensor::Tensor;
-use deme_kernels::{ConvGeometry, conv2d, plain};
+use deme_kernels::{ConvGeometry, conv2d, plain, pointwise_conv_of_two};
 use proptest::prelude::*;
 use support::{assert_close, bits, f64, largest, on_threads, tensor};
 
@@ -117,12 +117,51 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn one_by_one_of_two_tensors_is_that_of_all_their_channels(
+        seed in 0u64..1000, b in 1usize..4, first in 1usize..40, second in 1usize..40,
+        c_out in 1usize..40, h in 1usize..10, w in 1usize..10,
+    ) {
+        let i = Inputs::new(seed, [b, first + second, h, w], c_out, 1, ConvGeometry::same(1));
+        type OfTwo = fn([Tensor<4>; 2], Tensor<4>, Option<Tensor<1>>) -> Tensor<4>;
+        let run_of_two = |conv: OfTwo, i: &Inputs| {
+            let parts = [i.x.clone().narrow(1, 0, first), i.x.clone().narrow(1, first, second)];
+            let parts = parts.map(|x| x.autodiff().require_grad());
+            let weight = i.weight.clone().autodiff().require_grad();
+            let bias = i.bias.clone().autodiff().require_grad();
+            let y = conv(parts.clone(), weight.clone(), Some(bias.clone()));
+            let grads = (y.clone() * i.g.clone().autodiff()).sum().backward();
+            let dx = parts.map(|x| x.grad(&grads).unwrap());
+            Results {
+                y: y.inner(),
+                dx: Tensor::cat(dx.to_vec(), 1),
+                dweight: weight.grad(&grads).unwrap(),
+                dbias: bias.grad(&grads).unwrap(),
+            }
+        };
+        let found = run_of_two(pointwise_conv_of_two, &i);
+        let one = run(conv2d, &i);
+        // The same arithmetic, so the same bits.
+        prop_assert!(bits(found.y) == bits(one.y) && bits(found.dx) == bits(one.dx));
+        prop_assert!(bits(found.dweight) == bits(one.dweight));
+        prop_assert!(bits(found.dbias) == bits(one.dbias));
+        let plain = run_of_two(plain::pointwise_conv_of_two, &i.in_f64());
+        let expected = run(plain::conv2d, &i.in_f64());
+        assert_close(plain.dx, expected.dx, 1e-12, 1.0, "plain dx");
+    }
+}
+
 #[test]
 fn first_and_last_layers_of_a_network() {
     check(&Inputs::new(1, [3, 3, 16, 16], 32, 3, ConvGeometry::same(3)));
     check(&Inputs::new(2, [3, 32, 16, 16], 3, 3, ConvGeometry::same(3)));
     check(&Inputs::new(3, [2, 24, 16, 16], 24, 3, geometry(2, 0, 1)));
     check(&Inputs::new(4, [2, 24, 17, 15], 40, 3, geometry(2, 1, 1)));
+    check(&Inputs::new(5, [2, 4, 19, 21], 40, 3, geometry(2, 0, 1)));
+    check(&Inputs::new(6, [1, 1, 5, 40], 20, 3, ConvGeometry::same(3)));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 mod support;
 
 use burn::tensor::Tensor;
-use deme_kernels::{Activation, group_norm, plain};
+use deme_kernels::{Activation, group_norm, group_norm_of_two, group_norm_shifted, plain};
 use proptest::prelude::*;
 use support::{assert_close, bits, f64, largest, on_threads, tensor};
 
@@ -76,6 +76,77 @@ proptest! {
     ) {
         let activation = if silu { Activation::Silu } else { Activation::None };
         check(&Inputs::new(seed, [b, groups * per_group, h, w], groups, activation));
+    }
+}
+
+type NormOfTwo = fn([Tensor<4>; 2], Tensor<1>, Tensor<1>, usize, f64, Activation) -> Tensor<4>;
+
+/// Output and the gradients of both parts, weight and bias of sum(y g), where the first `first`
+/// channels are the first part.
+fn run_of_two(
+    norm: NormOfTwo,
+    inputs: &Inputs,
+    first: usize,
+) -> (Tensor<4>, [Tensor<4>; 2], [Tensor<1>; 2]) {
+    let Inputs { x, weight, bias, g, groups, activation } = inputs.clone();
+    let rest = x.dims()[1] - first;
+    let parts = [x.clone().narrow(1, 0, first), x.narrow(1, first, rest)];
+    let parts = parts.map(|x| x.autodiff().require_grad());
+    let [weight, bias] = [weight, bias].map(|t| t.autodiff().require_grad());
+    let y = norm(parts.clone(), weight.clone(), bias.clone(), groups, EPS, activation);
+    let grads = (y.clone() * g.autodiff()).sum().backward();
+    let (dw, db) = (weight.grad(&grads).unwrap(), bias.grad(&grads).unwrap());
+    (y.inner(), parts.map(|x| x.grad(&grads).unwrap()), [dw, db])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn two_tensors_are_one_of_all_their_channels(
+        seed in 0u64..1000, b in 1usize..4, groups in 1usize..4, per_group in 1usize..5,
+        first in 0usize..100, h in 1usize..8, w in 2usize..12,
+    ) {
+        let channels = groups * per_group;
+        prop_assume!(channels > 1);
+        let first = 1 + first % (channels - 1);
+        let inputs = Inputs::new(seed, [b, channels, h, w], groups, Activation::Silu);
+        let (y, dx, [dw, db]) = run_of_two(group_norm_of_two, &inputs, first);
+        let (y_one, [dx_one], [dw_one, db_one]) = run(group_norm, &inputs);
+        // The same arithmetic, so the same bits.
+        prop_assert!(bits(y) == bits(y_one));
+        prop_assert!(bits(Tensor::cat(dx.to_vec(), 1)) == bits(dx_one));
+        prop_assert!(bits(dw) == bits(dw_one) && bits(db) == bits(db_one));
+        let plain = run_of_two(plain::group_norm_of_two, &inputs.in_f64(), first);
+        let expected = run(plain::group_norm, &inputs.in_f64());
+        assert_close(plain.0, expected.0, 1e-12, 1.0, "plain y");
+    }
+
+    #[test]
+    fn a_shift_is_added_first(
+        seed in 0u64..1000, b in 1usize..4, groups in 1usize..4, per_group in 1usize..4,
+        h in 1usize..8, w in 2usize..12,
+    ) {
+        let channels = groups * per_group;
+        let i = Inputs::new(seed, [b, channels, h, w], groups, Activation::Silu);
+        let shift: Tensor<2> = tensor(seed + 9, [b, channels]);
+        type Shifted = fn(
+            Tensor<4>, Tensor<2>, Tensor<1>, Tensor<1>, usize, f64, Activation,
+        ) -> Tensor<4>;
+        let run = |norm: Shifted, i: &Inputs, shift: Tensor<2>| {
+            let x = i.x.clone().autodiff().require_grad();
+            let shift = shift.autodiff().require_grad();
+            let (weight, bias) = (i.weight.clone(), i.bias.clone());
+            let y = norm(x.clone(), shift.clone(), weight, bias, groups, EPS, i.activation);
+            let grads = (y.clone() * i.g.clone().autodiff()).sum().backward();
+            (y.inner(), x.grad(&grads).unwrap(), shift.grad(&grads).unwrap())
+        };
+        let (y, dx, dshift) = run(group_norm_shifted, &i, shift.clone());
+        let (y64, dx64, dshift64) = run(plain::group_norm_shifted, &i.in_f64(), f64(shift));
+        assert_close(f64(y), y64.clone(), 1e-5, largest(&y64).max(1.0), "y");
+        let scale = largest(&dx64).max(1.0);
+        assert_close(f64(dx), dx64, 2e-5, scale, "dx");
+        // A sum over the pixels.
+        assert_close(f64(dshift), dshift64, 2e-5, scale * (h * w) as f64, "dshift");
     }
 }
 

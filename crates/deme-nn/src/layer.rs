@@ -84,6 +84,12 @@ impl Conv2d {
         let bias = self.bias.as_ref().map(|b| b.val());
         deme_kernels::conv2d(x, self.weight.val(), bias, self.geometry.0)
     }
+
+    /// A 1x1 convolution of stride 1 on two tensors joined along the channels.
+    pub fn forward_pointwise_of_two(&self, x: [Tensor<4>; 2]) -> Tensor<4> {
+        let bias = self.bias.as_ref().map(|b| b.val());
+        deme_kernels::pointwise_conv_of_two(x, self.weight.val(), bias)
+    }
 }
 
 /// `torch.nn.GroupNorm`, affine.
@@ -118,6 +124,20 @@ impl GroupNorm {
     /// Normalises `[B, C, H, W]` and applies SiLU in the same pass.
     pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
         self.apply(x, Activation::Silu)
+    }
+
+    /// [`GroupNorm::forward_silu`] of `x + shift`, with a shift `[B, C]` per image and channel.
+    pub fn forward_silu_shifted(&self, x: Tensor<4>, shift: Tensor<2>) -> Tensor<4> {
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let (groups, eps) = (self.groups, self.eps);
+        deme_kernels::group_norm_shifted(x, shift, weight, bias, groups, eps, Activation::Silu)
+    }
+
+    /// [`GroupNorm::forward_silu`] of two tensors joined along the channels.
+    pub fn forward_silu_of_two(&self, x: [Tensor<4>; 2]) -> Tensor<4> {
+        let (weight, bias) = (self.weight.val(), self.bias.val());
+        let (groups, eps) = (self.groups, self.eps);
+        deme_kernels::group_norm_of_two(x, weight, bias, groups, eps, Activation::Silu)
     }
 
     fn apply(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {

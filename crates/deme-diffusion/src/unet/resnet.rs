@@ -66,23 +66,53 @@ impl ResnetBlock2D {
         temb_silu: Tensor<2>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
-        let h = self.conv1.forward(self.norm1.forward_silu(x.clone()));
+        let h = self.norm1.forward_silu(x.clone());
+        let x = match &self.conv_shortcut {
+            Some(conv_shortcut) => conv_shortcut.forward(x),
+            None => x,
+        };
+        self.behind_norm1(h, x, temb_silu, projection)
+    }
+
+    /// The same on two tensors joined along the channels: the hidden state and a skip connection.
+    ///
+    /// # Shapes
+    /// x: `[B, C_1, H, W]` and `[B, C_2, H, W]` with C_1 + C_2 = C_in.
+    pub fn forward_of_two(
+        &self,
+        x: [Tensor<4>; 2],
+        temb_silu: Tensor<2>,
+        projection: Option<Tensor<2>>,
+    ) -> Tensor<4> {
+        let h = self.norm1.forward_silu_of_two(x.clone());
+        let x = match &self.conv_shortcut {
+            Some(conv_shortcut) => conv_shortcut.forward_pointwise_of_two(x),
+            None => Tensor::cat(x.to_vec(), 1),
+        };
+        self.behind_norm1(h, x, temb_silu, projection)
+    }
+
+    /// From the normalised input `h` and the residual `x`.
+    fn behind_norm1(
+        &self,
+        h: Tensor<4>,
+        x: Tensor<4>,
+        temb_silu: Tensor<2>,
+        projection: Option<Tensor<2>>,
+    ) -> Tensor<4> {
+        let h = self.conv1.forward(h);
         let time = self.time_emb_proj.forward(temb_silu);
-        let [b, channels] = time.dims();
-        let time = time.reshape([b, channels, 1, 1]);
         let h = match self.time_scale_shift {
-            TimeScaleShift::Default => self.norm2.forward_silu(h + time),
+            TimeScaleShift::Default => self.norm2.forward_silu_shifted(h, time),
             TimeScaleShift::ScaleShift => {
+                let [b, channels] = time.dims();
+                let time = time.reshape([b, channels, 1, 1]);
                 let c = channels / 2;
                 let (scale, shift) = (time.clone().narrow(1, 0, c), time.narrow(1, c, c));
                 activation::silu(self.norm2.forward(h) * (scale + 1.0) + shift)
             }
         };
         let h = convolve_and_project(&self.conv2, h, projection);
-        let x = match &self.conv_shortcut {
-            Some(conv_shortcut) => conv_shortcut.forward(x),
-            None => x,
-        };
         divided(x + h, self.output_scale_factor)
     }
 }

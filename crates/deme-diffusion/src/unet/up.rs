@@ -63,8 +63,8 @@ impl UpBlock2D {
         for (i, resnet) in self.resnets.iter().enumerate() {
             let is_last = ends_in_resnet && i + 1 == self.resnets.len();
             let skip = skips.pop().expect("the way down leaves one skip per residual block here");
-            x = Tensor::cat(vec![x, skip], 1);
-            x = resnet.forward(x, temb_silu.clone(), projection.behind_convolution(is_last));
+            let behind_convolution = projection.behind_convolution(is_last);
+            x = resnet.forward_of_two([x, skip], temb_silu.clone(), behind_convolution);
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(x);
             }

@@ -4,7 +4,7 @@
 //! backward pass computes them again.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{padded, parts_per_item};
+use super::conv::{pack_rows, padded, parts_per_item};
 use super::product::{Product, Rows, Start, WHOLE, panel_width, split};
 use super::simd::{LANES, MulAdd, exp, fold, lane_sum, multiversioned};
 use super::transpose::planes_to_pixels;
@@ -108,6 +108,8 @@ pub(crate) unsafe fn forward(
         let Head { q, k, v } = s.head(head, q, k, v);
         let width = padded(s.keys);
         let kt = transposed(k, s.keys, s.d, width);
+        // Panels next to each other: rows a power of two apart would crowd one cache set.
+        let v = pack_rows(v, s.d_v, s.keys, s.d_v);
         let mut scores = Scratch::new(BLOCK.min(queries.len()) * width);
         let mut start = queries.start;
         while start < queries.end {
@@ -118,9 +120,9 @@ pub(crate) unsafe fn forward(
                 a: &scores,
                 rows: Rows::Every { stride: width, count: block.len() },
                 a_step: 1,
-                b: v,
-                b_panel: panel_width(),
-                b_step: s.d_v,
+                b: &v,
+                b_panel: s.keys * panel_width(),
+                b_step: panel_width(),
                 runs: WHOLE,
                 run_len: s.keys,
                 columns: s.d_v,
@@ -161,6 +163,7 @@ pub(crate) unsafe fn backward(
         let width = padded(s.keys);
         let kt = transposed(k, s.keys, s.d, width);
         let vt = transposed(v, s.keys, s.d_v, width);
+        let k = pack_rows(k, s.d, s.keys, s.d);
         let mut p = Scratch::new(BLOCK.min(s.queries) * width);
         let mut ds = Scratch::new(BLOCK.min(s.queries) * width);
         let mut start = 0;
@@ -182,22 +185,24 @@ pub(crate) unsafe fn backward(
                 rows: Rows::Every { stride: 1, count: s.keys },
                 a_step: width,
                 b,
-                b_panel: panel_width(),
-                b_step: columns,
+                b_panel: block.len() * panel_width(),
+                b_step: panel_width(),
                 runs: WHOLE,
                 run_len: block.len(),
                 columns,
                 start: begin,
             };
-            let to_v = over_queries(&p, dy, s.d_v);
-            let to_k = over_queries(&ds, q, s.d);
+            let dy = pack_rows(dy, s.d_v, block.len(), s.d_v);
+            let q = pack_rows(q, s.d, block.len(), s.d);
+            let to_v = over_queries(&p, &dy, s.d_v);
+            let to_k = over_queries(&ds, &q, s.d);
             let to_q = Product {
                 a: &ds,
                 rows: Rows::Every { stride: width, count: block.len() },
                 a_step: 1,
-                b: k,
-                b_panel: panel_width(),
-                b_step: s.d,
+                b: &k,
+                b_panel: s.keys * panel_width(),
+                b_step: panel_width(),
                 runs: WHOLE,
                 run_len: s.keys,
                 columns: s.d,

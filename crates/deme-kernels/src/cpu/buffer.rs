@@ -35,6 +35,15 @@ impl Scratch {
         }
         Self { values, len }
     }
+
+    /// The same for a function that writes all of it.
+    pub(crate) fn uninit(&mut self) -> &mut [MaybeUninit<f32>] {
+        let len = self.len;
+        let start = self.values.as_mut_ptr().cast();
+        // SAFETY: `len` entries of ours; every f32 is a valid MaybeUninit<f32>, and safe code can
+        // only write f32 through it or leave it.
+        unsafe { std::slice::from_raw_parts_mut(start, len) }
+    }
 }
 
 impl Deref for Scratch {

@@ -1,6 +1,7 @@
 //! Which algorithm computes a convolution, and the parts all of them share.
 
 use super::buffer::{Scratch, SharedOutput};
+use super::pointwise_conv::PointwiseShape;
 use super::product::panel_width;
 use super::simd::{MulAdd, lane_sum, multiversioned};
 use super::{direct_conv, pointwise_conv, winograd};
@@ -93,7 +94,10 @@ pub(crate) unsafe fn forward(
     // SAFETY: the caller's promise.
     unsafe {
         match algorithm(s) {
-            Algorithm::Pointwise => pointwise_conv::forward(s, x, weight, bias, y),
+            Algorithm::Pointwise => {
+                let one = PointwiseShape::of(s);
+                pointwise_conv::forward(&one, [x, &[]], weight, bias, y);
+            }
             Algorithm::Winograd(size) => {
                 let weights = winograd_weights(s, weight, false);
                 winograd::convolve(size, s.images, [s.h, s.w], x, &weights, Some(bias), y);
@@ -117,7 +121,10 @@ pub(crate) unsafe fn input_gradient(
     // SAFETY: the caller's promise.
     unsafe {
         match algorithm(s) {
-            Algorithm::Pointwise => pointwise_conv::input_gradient(s, weight, dy, dx),
+            Algorithm::Pointwise => {
+                let none = SharedOutput::new(&mut []);
+                pointwise_conv::input_gradient(&PointwiseShape::of(s), weight, dy, [dx, none]);
+            }
             Algorithm::Winograd(size) => {
                 let weights = winograd_weights(s, weight, true);
                 winograd::convolve(size, s.images, [s.h, s.w], dy, &weights, None, dx);
@@ -136,7 +143,9 @@ pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32]) -> Vec<f32> 
     check(s, x.len(), s.weight_len(), dy.len());
     let mut dweight = vec![0.0; s.weight_len()];
     match algorithm(s) {
-        Algorithm::Pointwise => pointwise_conv::weight_gradient(s, x, dy, &mut dweight),
+        Algorithm::Pointwise => {
+            pointwise_conv::weight_gradient(&PointwiseShape::of(s), [x, &[]], dy, &mut dweight);
+        }
         Algorithm::Winograd(size) => winograd::weight_gradient(size, s, x, dy, &mut dweight),
         Algorithm::Direct => direct_conv::weight_gradient(s, x, dy, &mut dweight),
     }
@@ -205,13 +214,28 @@ pub(crate) fn packed_panels(
 
 /// `[panel][k][column]` from rows of `columns` entries, `stride` apart.
 pub(crate) fn pack_rows(src: &[f32], stride: usize, depth: usize, columns: usize) -> Scratch {
+    let mut packed = Scratch::new(columns.div_ceil(panel_width()) * depth * panel_width());
+    pack_rows_into(src, stride, depth, columns, depth, 0, &mut packed);
+    packed
+}
+
+/// The same for some of the `depth` rows of the panels, from row `first` on.
+pub(crate) fn pack_rows_into(
+    src: &[f32],
+    stride: usize,
+    rows: usize,
+    columns: usize,
+    depth: usize,
+    first: usize,
+    packed: &mut [f32],
+) {
     let width = panel_width();
-    let mut packed = Scratch::new(columns.div_ceil(width) * depth * width);
     for (panel, packed) in packed.chunks_exact_mut((depth * width).max(1)).enumerate() {
-        let first = panel * width;
-        let used = width.min(columns - first);
+        let column = panel * width;
+        let used = width.min(columns - column);
+        let packed = &mut packed[first * width..(first + rows) * width];
         for (k, to) in packed.chunks_exact_mut(width).enumerate() {
-            let from = &src[k * stride + first..];
+            let from = &src[k * stride + column..];
             // A constant length is copied in registers.
             if used == 16 {
                 to[..16].copy_from_slice(&from[..16]);
@@ -220,7 +244,6 @@ pub(crate) fn pack_rows(src: &[f32], stride: usize, depth: usize, columns: usize
             }
         }
     }
-    packed
 }
 
 /// Into how many parts to cut each of `items` pieces of work so that all threads are busy.

@@ -3,6 +3,8 @@
 //! Wu and He 2018, eq. 1 to 7. The work is split by (image, group): one group of one image is
 //! contiguous in memory and normally stays in the nearest cache between the passes.
 
+use super::buffer::{Scratch, SharedOutput};
+use super::conv::plane_sum;
 use super::simd::{LANES, MulAdd, fold, lane_sum, multiversioned, sigmoid};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
@@ -30,12 +32,81 @@ impl GroupNormShape {
     }
 }
 
+/// What is normalised: x, `[images, channels, area]`, whose channels may lie in two tensors, the
+/// second's behind the first's; and a shift per image and channel that is added to it, or none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub parts: [&'a [f32]; 2],
+    pub channels: [usize; 2],
+    pub shift: Option<&'a [f32]>,
+}
+
+/// One group of one image: the same piece of the first part and of the second.
+type Pieces = [std::ops::Range<usize>; 2];
+
+impl Input<'_> {
+    fn check(&self, shape: GroupNormShape) {
+        let GroupNormShape { images, channels, area, .. } = shape;
+        assert_eq!(self.channels.iter().sum::<usize>(), channels);
+        assert_eq!(self.parts.map(<[f32]>::len), self.channels.map(|c| images * c * area));
+        assert!(self.shift.is_none_or(|shift| shift.len() == images * channels));
+    }
+
+    /// Where group `i` (counted over all images) lies in the two parts.
+    fn pieces(&self, shape: GroupNormShape, i: usize) -> Pieces {
+        let (image, group) = (i / shape.groups, i % shape.groups);
+        let first = group * shape.channels_per_group();
+        let channels = first..first + shape.channels_per_group();
+        let begins = [0, self.channels[0]];
+        std::array::from_fn(|part| {
+            let within = |c: usize| c.saturating_sub(begins[part]).min(self.channels[part]);
+            let place = |c: usize| (image * self.channels[part] + within(c)) * shape.area;
+            place(channels.start)..place(channels.end)
+        })
+    }
+
+    /// The group's values as one piece, when they lie so and nothing is added.
+    fn whole(&self, pieces: &Pieces) -> Option<&[f32]> {
+        if self.shift.is_some() {
+            return None;
+        }
+        match pieces.each_ref().map(|piece| piece.is_empty()) {
+            [false, true] => Some(&self.parts[0][pieces[0].clone()]),
+            [true, false] => Some(&self.parts[1][pieces[1].clone()]),
+            _ => None,
+        }
+    }
+
+    /// Writes the group's values, with the shift, one behind the other.
+    fn gather(
+        &self,
+        shape: GroupNormShape,
+        i: usize,
+        pieces: &Pieces,
+        to: &mut [MaybeUninit<f32>],
+    ) {
+        let (first, second) = to.split_at_mut(pieces[0].len());
+        first.write_copy_of_slice(&self.parts[0][pieces[0].clone()]);
+        second.write_copy_of_slice(&self.parts[1][pieces[1].clone()]);
+        if let Some(shift) = self.shift {
+            let shift = &shift[i * shape.channels_per_group()..];
+            for (to, shift) in to.chunks_exact_mut(shape.area).zip(shift) {
+                for to in to {
+                    // SAFETY: both halves have been written above.
+                    let value = unsafe { to.assume_init() };
+                    to.write(value + shift);
+                }
+            }
+        }
+    }
+}
+
 /// Fills `y` with the normalised, scaled and activated x, and `stats` with (mean, 1 / deviation)
 /// of every (image, group).
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn forward(
     shape: GroupNormShape,
-    x: &[f32],
+    x: &Input<'_>,
     weight: &[f32],
     bias: &[f32],
     eps: f64,
@@ -43,65 +114,101 @@ pub(crate) fn forward(
     y: &mut [MaybeUninit<f32>],
     stats: &mut [[f32; 2]],
 ) {
-    assert_eq!([x.len(), y.len()], [shape.len(); 2]);
+    x.check(shape);
+    assert_eq!(y.len(), shape.len());
     assert_eq!(stats.len(), shape.images * shape.groups);
-    if x.is_empty() {
+    if y.is_empty() {
         return;
     }
     let channels = shape.channels_per_group();
-    let work = x
-        .par_chunks(shape.group_len())
-        .zip(y.par_chunks_mut(shape.group_len()))
-        .zip(stats)
-        .enumerate();
-    work.with_min_len(min_groups(shape)).for_each(|(i, ((x, y), stats))| {
+    let work = y.par_chunks_mut(shape.group_len()).zip(stats).enumerate();
+    work.with_min_len(min_groups(shape)).for_each(|(i, (y, stats))| {
         let first = i % shape.groups * channels;
         let weight = &weight[first..first + channels];
         let bias = &bias[first..first + channels];
-        *stats = normalise_group(x, weight, bias, eps, silu, y);
+        let pieces = x.pieces(shape, i);
+        *stats = match x.whole(&pieces) {
+            Some(x) => normalise_group(x, weight, bias, eps, silu, y),
+            None => {
+                let mut group = Scratch::new(y.len());
+                x.gather(shape, i, &pieces, group.uninit());
+                normalise_group(&group, weight, bias, eps, silu, y)
+            }
+        };
     });
 }
 
-/// Fills `dx` with the gradient of x and returns those of weight and bias.
+/// The gradients that [`backward`] gives besides those of x.
+pub(crate) struct Gradients {
+    /// Per image and channel; empty unless the input has a shift.
+    pub shift: Vec<f32>,
+    pub weight: Vec<f32>,
+    pub bias: Vec<f32>,
+}
+
+/// Fills `dx` with the gradients of the two parts of x and returns the others.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     shape: GroupNormShape,
-    x: &[f32],
+    x: &Input<'_>,
     weight: &[f32],
     bias: &[f32],
     stats: &[[f32; 2]],
     silu: bool,
     dy: &[f32],
-    dx: &mut [MaybeUninit<f32>],
-) -> [Vec<f32>; 2] {
-    assert_eq!([x.len(), dy.len(), dx.len()], [shape.len(); 3]);
+    dx: [SharedOutput<'_>; 2],
+) -> Gradients {
+    x.check(shape);
+    assert_eq!(dy.len(), shape.len());
+    assert_eq!(dx.map(|dx| dx.len()), x.parts.map(<[f32]>::len));
     assert_eq!(stats.len(), shape.images * shape.groups);
     let channels = shape.channels_per_group();
     // (sum of dz x_hat, sum of dz) of every (image, channel); added over images afterwards, in
     // the images' order.
     let mut sums = vec![[0.0f32; 2]; shape.images * shape.channels];
-    if !x.is_empty() {
-        let work = x
-            .par_chunks(shape.group_len())
-            .zip(dy.par_chunks(shape.group_len()))
-            .zip(dx.par_chunks_mut(shape.group_len()))
-            .zip(sums.par_chunks_mut(channels))
-            .enumerate();
-        work.with_min_len(min_groups(shape)).for_each(|(i, (((x, dy), dx), sums))| {
+    let mut dshift = vec![0.0; if x.shift.is_some() { sums.len() } else { 0 }];
+    if !dy.is_empty() {
+        let dshift_out = SharedOutput::new(&mut dshift);
+        let work = dy.par_chunks(shape.group_len()).zip(sums.par_chunks_mut(channels)).enumerate();
+        work.with_min_len(min_groups(shape)).for_each(|(i, (dy, sums))| {
             let first = i % shape.groups * channels;
             let weight = &weight[first..first + channels];
             let bias = &bias[first..first + channels];
-            differentiate_group(x, weight, bias, stats[i], silu, dy, dx, sums);
+            let pieces = x.pieces(shape, i);
+            if let Some(x) = x.whole(&pieces) {
+                let part = usize::from(pieces[0].is_empty());
+                let to = dx[part].pointer(pieces[part].clone());
+                // SAFETY: in bounds by `pointer`; every group has its own piece.
+                let dx = unsafe { std::slice::from_raw_parts_mut(to.cast(), dy.len()) };
+                return differentiate_group(x, weight, bias, stats[i], silu, dy, dx, sums);
+            }
+            let (mut group, mut dgroup) = (Scratch::new(dy.len()), Scratch::new(dy.len()));
+            x.gather(shape, i, &pieces, group.uninit());
+            differentiate_group(&group, weight, bias, stats[i], silu, dy, dgroup.uninit(), sums);
+            let (in_first, in_second) = dgroup.split_at(pieces[0].len());
+            for (from, (dx, piece)) in [in_first, in_second].into_iter().zip(dx.iter().zip(pieces))
+            {
+                let to = dx.pointer(piece);
+                // SAFETY: in bounds by `pointer`; every group has its own pieces.
+                unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+            }
+            if x.shift.is_some() {
+                let to = dshift_out.pointer(i * channels..(i + 1) * channels);
+                for (c, dx) in dgroup.chunks_exact(shape.area).enumerate() {
+                    // SAFETY: in bounds by `pointer`; every group has its own channels.
+                    unsafe { *to.add(c) = plane_sum(dx) };
+                }
+            }
         });
     }
-    let mut grads = [vec![0.0; shape.channels], vec![0.0; shape.channels]];
+    let (mut dweight, mut dbias) = (vec![0.0; shape.channels], vec![0.0; shape.channels]);
     for image in sums.chunks(shape.channels.max(1)) {
-        for (c, [dweight, dbias]) in image.iter().enumerate() {
-            grads[0][c] += dweight;
-            grads[1][c] += dbias;
+        for (c, [weight, bias]) in image.iter().enumerate() {
+            dweight[c] += weight;
+            dbias[c] += bias;
         }
     }
-    grads
+    Gradients { shift: dshift, weight: dweight, bias: dbias }
 }
 
 /// Groups per task, so that a task is worth handing to another thread.

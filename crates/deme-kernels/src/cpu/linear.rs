@@ -72,24 +72,32 @@ pub(crate) unsafe fn input_gradient(
     unsafe { product.write_parallel(dx, s.d_in) };
 }
 
+/// Rows that [`weight_gradient`] sums at once: what they read of x and dy stays in the second-level
+/// cache.
+const ROWS_AT_ONCE: usize = 256;
+
 /// dW = dy^T x.
 pub(crate) fn weight_gradient(s: &LinearShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
     assert_eq!([x.len(), dy.len()], [s.rows * s.d_in, s.rows * s.d_out]);
     let mut dweight = vec![0.0; s.d_out * s.d_in];
-    let product = Product {
-        a: dy,
-        rows: Rows::Every { stride: 1, count: s.d_out },
-        a_step: s.d_out,
-        b: x,
-        b_panel: panel_width(),
-        b_step: s.d_in,
-        runs: WHOLE,
-        run_len: s.rows,
-        columns: s.d_in,
-        start: Start::Zero,
-    };
-    // SAFETY: `dweight` is borrowed mutably.
-    unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };
+    for first in (0..s.rows).step_by(ROWS_AT_ONCE) {
+        let rows = ROWS_AT_ONCE.min(s.rows - first);
+        let packed = pack_rows(&x[first * s.d_in..], s.d_in, rows, s.d_in);
+        let product = Product {
+            a: &dy[first * s.d_out..],
+            rows: Rows::Every { stride: 1, count: s.d_out },
+            a_step: s.d_out,
+            b: &packed,
+            b_panel: rows * panel_width(),
+            b_step: panel_width(),
+            runs: WHOLE,
+            run_len: rows,
+            columns: s.d_in,
+            start: Start::Existing,
+        };
+        // SAFETY: `dweight` is borrowed mutably and initialised.
+        unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };
+    }
     dweight
 }
 

@@ -1,88 +1,148 @@
 //! 1x1 convolutions: matrix products on the planes as they are stored.
+//!
+//! The input's channels may lie in two tensors, the second's behind the first's: the layer behind a
+//! skip connection then needs no concatenated copy.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{ConvShape, pack_rows, parts_per_item, spread};
-use super::product::{Product, Rows, Run, Start, WHOLE, panel_width, split};
+use super::conv::{ConvShape, pack_rows_into, spread};
+use super::product::{Product, Rows, Run, Start, WHOLE, panel_width};
 use super::transpose::planes_to_pixels;
 use rayon::prelude::*;
 
+/// Sizes of one call: the parts of x are `[images, c_in[i], area]`, y is `[images, c_out, area]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PointwiseShape {
+    pub images: usize,
+    pub c_in: [usize; 2],
+    pub c_out: usize,
+    pub area: usize,
+}
+
+impl PointwiseShape {
+    /// That of a convolution of one tensor.
+    pub(crate) fn of(s: &ConvShape) -> Self {
+        Self { images: s.images, c_in: [s.c_in, 0], c_out: s.c_out, area: s.h * s.w }
+    }
+
+    /// Channels of x.
+    pub(crate) fn depth(&self) -> usize {
+        self.c_in.iter().sum()
+    }
+
+    fn check(&self, x: [usize; 2], weight: usize, y: usize) {
+        assert_eq!(x, self.c_in.map(|c| self.images * c * self.area));
+        assert_eq!([weight, y], [self.c_out * self.depth(), self.images * self.c_out * self.area]);
+    }
+}
+
+/// y = W x + bias, image by image.
+///
 /// # Safety
-/// As for [`super::conv::forward`].
+/// Nobody else may touch `y` meanwhile. On return all of it is written.
 pub(crate) unsafe fn forward(
-    s: &ConvShape,
-    x: &[f32],
+    s: &PointwiseShape,
+    x: [&[f32]; 2],
     weight: &[f32],
     bias: &[f32],
     y: SharedOutput<'_>,
 ) {
-    let rows = Rows::Every { stride: s.c_in, count: s.c_out };
+    s.check(x.map(<[f32]>::len), weight.len(), y.len());
+    assert_eq!(bias.len(), s.c_out);
+    let rows = Rows::Every { stride: s.depth(), count: s.c_out };
     // SAFETY: the caller's promise.
-    unsafe { per_image(s, weight, rows, 1, s.c_in, x, Start::Rows(bias), y) }
+    unsafe { per_image(s, x, s.c_in, (weight, rows, 1), Start::Rows(bias), [(y, s.c_out)]) }
 }
 
-/// # Safety
-/// As for [`super::conv::input_gradient`].
-pub(crate) unsafe fn input_gradient(
-    s: &ConvShape,
-    weight: &[f32],
-    dy: &[f32],
-    dx: SharedOutput<'_>,
-) {
-    let rows = Rows::Every { stride: 1, count: s.c_in };
-    // SAFETY: the caller's promise.
-    unsafe { per_image(s, weight, rows, s.c_in, s.c_out, dy, Start::Zero, dx) }
-}
-
-/// out[image] = matrix * planes[image].
+/// dx = W^T dy, image by image, to the parts of x.
 ///
 /// # Safety
-/// Nobody else may touch `out` meanwhile.
-#[allow(clippy::too_many_arguments)]
-unsafe fn per_image(
-    s: &ConvShape,
-    matrix: &[f32],
-    rows: Rows<'_>,
-    a_step: usize,
-    depth: usize,
-    planes: &[f32],
-    start: Start<'_>,
-    out: SharedOutput<'_>,
+/// Nobody else may touch `dx` meanwhile. On return all of it is written.
+pub(crate) unsafe fn input_gradient(
+    s: &PointwiseShape,
+    weight: &[f32],
+    dy: &[f32],
+    dx: [SharedOutput<'_>; 2],
 ) {
-    let area = s.h * s.w;
-    let count = rows.len();
-    let parts = parts_per_item(s.images, count.div_ceil(24));
-    (0..s.images * parts).into_par_iter().for_each(|task| {
-        let (image, part) = (task / parts, task % parts);
-        // Panels next to each other: rows a whole plane apart would crowd one cache set.
-        let packed = pack_rows(&planes[image * depth * area..], area, depth, area);
+    s.check(dx.map(|dx| dx.len()), weight.len(), dy.len());
+    let rows = Rows::Every { stride: 1, count: s.depth() };
+    let out = [(dx[0], s.c_in[0]), (dx[1], s.c_in[1])];
+    let matrix = (weight, rows, s.depth());
+    // SAFETY: the caller's promise.
+    unsafe { per_image(s, [dy, &[]], [s.c_out, 0], matrix, Start::Zero, out) }
+}
+
+/// out = matrix * planes, image by image; the rows of the matrix (its entries, rows and the step
+/// along a row) go to the outputs one after the other, as many as each has channels.
+///
+/// # Safety
+/// Nobody else may touch the outputs meanwhile.
+unsafe fn per_image<const N: usize>(
+    s: &PointwiseShape,
+    planes: [&[f32]; 2],
+    depths: [usize; 2],
+    (matrix, rows, a_step): (&[f32], Rows<'_>, usize),
+    start: Start<'_>,
+    outputs: [(SharedOutput<'_>, usize); N],
+) {
+    let (area, width) = (s.area, panel_width());
+    let depth = depths[0] + depths[1];
+    // A few panels at a time: side by side, since rows a whole plane apart would crowd one cache
+    // set, and no more than the second-level cache holds.
+    let columns = ((64 << 10) / depth.max(1)).clamp(width, 8 * width) / width * width;
+    let blocks = area.div_ceil(columns);
+    (0..s.images * blocks).into_par_iter().for_each(|task| {
+        let (image, first) = (task / blocks, task % blocks * columns);
+        let columns = columns.min(area - first);
+        let mut packed = Scratch::new(columns.div_ceil(width) * depth * width);
+        let mut done = 0;
+        for (planes, depth_of_part) in planes.into_iter().zip(depths) {
+            if depth_of_part > 0 {
+                let from = &planes[image * depth_of_part * area + first..];
+                pack_rows_into(from, area, depth_of_part, columns, depth, done, &mut packed);
+            }
+            done += depth_of_part;
+        }
         let product = Product {
             a: matrix,
             rows,
             a_step,
             b: &packed,
-            b_panel: depth * panel_width(),
-            b_step: panel_width(),
+            b_panel: depth * width,
+            b_step: width,
             runs: WHOLE,
             run_len: depth,
-            columns: area,
+            columns,
             start,
         };
-        let first = image * count * area;
-        let image = out.range(first..first + count * area);
-        // SAFETY: the caller's promise; images and row parts are disjoint.
-        unsafe { product.write_part(image, area, split(count, parts, part), 0..product.panels()) };
+        let mut row = 0;
+        for (out, channels) in outputs {
+            if channels == 0 {
+                continue;
+            }
+            // The product writes its row i at i * area, and the output begins with row `row`.
+            let begin = image * channels * area + first;
+            let out = out.range(begin..begin + (channels - 1) * area + columns);
+            // SAFETY: the caller's promise; images and columns are disjoint.
+            unsafe { product.write_rows(out, area, row..row + channels) };
+            row += channels;
+        }
     });
 }
 
 /// dW = sum over images of dy x^T.
-pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mut [f32]) {
-    let area = s.h * s.w;
-    let cp = spread(s.c_in);
+pub(crate) fn weight_gradient(s: &PointwiseShape, x: [&[f32]; 2], dy: &[f32], dweight: &mut [f32]) {
+    s.check(x.map(<[f32]>::len), dweight.len(), dy.len());
+    let area = s.area;
+    let cp = spread(s.depth());
     let mut pixels = Scratch::new(s.images * area * cp);
-    if s.images * area > 0 && s.c_in > 0 {
-        let images = pixels.par_chunks_mut(area * cp).zip(x.par_chunks(s.c_in * area));
-        images.for_each(|(pixels, x)| {
-            planes_to_pixels(x, area, s.c_in, area, pixels, |p| p * cp);
+    if area > 0 && s.depth() > 0 {
+        pixels.par_chunks_mut(area * cp).enumerate().for_each(|(image, pixels)| {
+            let mut first = 0;
+            for (x, channels) in x.into_iter().zip(s.c_in) {
+                let from = &x[image * channels * area..];
+                planes_to_pixels(from, area, channels, area, pixels, |p| p * cp + first);
+                first += channels;
+            }
         });
     }
     let run = |n| Run { a: n * s.c_out * area, b: n * area * cp };
@@ -96,9 +156,9 @@ pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mu
         b_step: cp,
         runs: &runs,
         run_len: area,
-        columns: s.c_in,
+        columns: s.depth(),
         start: Start::Zero,
     };
     // SAFETY: `dweight` is borrowed mutably.
-    unsafe { product.write_parallel(SharedOutput::new(dweight), s.c_in) };
+    unsafe { product.write_parallel(SharedOutput::new(dweight), s.depth()) };
 }

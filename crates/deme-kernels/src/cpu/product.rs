@@ -154,6 +154,26 @@ impl Product<'_> {
         });
     }
 
+    /// Writes some rows of all panels, the first of them at the beginning of `c`.
+    ///
+    /// # Safety
+    /// As for [`Product::write_parallel`].
+    pub(crate) unsafe fn write_rows(&self, c: SharedOutput<'_>, c_row: usize, rows: Range<usize>) {
+        let start = match self.start {
+            Start::Rows(values) => Start::Rows(&values[rows.clone()]),
+            other => other,
+        };
+        let (a, rows) = match self.rows {
+            Rows::Every { stride, .. } => {
+                (&self.a[rows.start * stride..], Rows::Every { stride, count: rows.len() })
+            }
+            Rows::At(offsets) => (self.a, Rows::At(&offsets[rows])),
+        };
+        let part = Product { a, rows, start, ..*self };
+        // SAFETY: the caller's promise.
+        unsafe { part.write_part(c, c_row, 0..rows.len(), 0..self.panels()) };
+    }
+
     /// Writes some rows of some panels.
     ///
     /// # Safety
