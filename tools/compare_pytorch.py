@@ -86,7 +86,7 @@ KERNELS = [
     ("linear", (2048, 256, 256)),
     # entries
     ("adamw", (35_700_000,)),
-    ("ema", (35_700_000,)),
+    ("adamw+ema", (35_700_000,)),
     ("norm", (35_700_000,)),
 ]
 
@@ -233,9 +233,14 @@ class Kernel:
             theta.grad = torch.randn(sizes) * 0.01
             ema = torch.randn(sizes)
             optimizer = torch.optim.AdamW([theta], lr=5e-5, betas=(0.95, 0.999), weight_decay=1e-6, fused=True)
+
+            def step_and_average():
+                optimizer.step()
+                torch._foreach_lerp_([ema], [theta.detach()], 0.001)
+
             self.f = {
                 "adamw": optimizer.step,
-                "ema": lambda: torch._foreach_lerp_([ema], [theta.detach()], 0.001),
+                "adamw+ema": step_and_average,
                 "norm": lambda: torch.nn.utils.get_total_norm([theta.grad]),
             }[name]
         if channels_last:
@@ -369,7 +374,7 @@ def kernels(arguments, table, wanted):
     ours = Ours(arguments.threads)
     for name, sizes in KERNELS:
         text = f"{name} {'x'.join(map(str, sizes))}"
-        directions = ["step"] if name in ("adamw", "ema", "norm") else ["forward", "backward"]
+        directions = ["step"] if name in ("adamw", "adamw+ema", "norm") else ["forward", "backward"]
         if not wanted(text):
             continue
         peers = variants(

@@ -17,7 +17,7 @@ use deme_diffusion::{
     Denoiser, LoadedModel, NoiseSchedule, NoiseScheduleConfig, PredictionType, SamplerConfig,
     load_pipeline, sample,
 };
-use deme_kernels::{Activation, AdamWStep, ConvGeometry};
+use deme_kernels::{Activation, AdamWStep, ConvGeometry, ParameterState};
 use deme_nn::Init;
 
 /// The allocator of the command `deme`.
@@ -186,9 +186,10 @@ fn kernel_seconds(name: &str, rest: &[&str]) -> f64 {
                 finish(backward, deme_kernels::linear(x, weight, Some(bias)));
             })
         }
-        ("adamw" | "ema" | "norm", &[n]) => {
-            let [mut theta, grad, mut m, mut ema] = [(); 4].map(|()| init.normal::<1>([n], 0.01));
-            let mut v = grad.clone().square();
+        ("adamw" | "adamw+ema", &[n]) => {
+            let [theta, grad, m, average] = [(); 4].map(|()| init.normal::<1>([n], 0.01));
+            let average = (name == "adamw+ema").then_some(average);
+            let mut state = ParameterState { theta, m, v: grad.clone().square(), average };
             let step = AdamWStep {
                 learning_rate: 5e-5,
                 beta1: 0.95,
@@ -197,20 +198,20 @@ fn kernel_seconds(name: &str, rest: &[&str]) -> f64 {
                 weight_decay: 1e-6,
                 step: 3,
                 grad_scale: 1.0,
+                average_decay: 0.999,
             };
             let start = Instant::now();
             for _ in 0..repeats {
-                match name {
-                    "adamw" => {
-                        (theta, m, v) = deme_kernels::adamw_step(theta, grad.clone(), m, v, &step);
-                    }
-                    "ema" => ema = deme_kernels::ema_step(ema, theta.clone(), 0.999),
-                    _ => {
-                        black_box(deme_kernels::squared_norm(grad.clone()));
-                    }
-                }
+                let mut stepped = deme_kernels::adamw_steps(vec![(state, grad.clone())], &step);
+                state = stepped.remove(0);
             }
             start.elapsed().as_secs_f64() / repeats as f64
+        }
+        ("norm", &[n]) => {
+            let grad = init.normal::<1>([n], 0.01);
+            repeated(repeats, || {
+                black_box(deme_kernels::squared_norm(vec![grad.clone()]));
+            })
         }
         (name, sizes) => panic!("no such kernel: {name} {sizes:?}"),
     }

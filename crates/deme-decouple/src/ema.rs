@@ -1,11 +1,6 @@
 //! The exponential moving average of a model's weights, with warm-up: the expert that is merged.
 
-use std::collections::BTreeMap;
-
-use burn::module::Module;
-use burn::tensor::Tensor;
-use deme_nn::{map_parameters, visit_parameters};
-use replace_with::replace_with_or_abort;
+use replace_with::replace_with_or_abort_and_return;
 use serde::{Deserialize, Serialize};
 
 use crate::finetune_config::ImpossibleValue;
@@ -67,7 +62,7 @@ pub struct Ema<M> {
     updates: u64,
 }
 
-impl<M: Module> Ema<M> {
+impl<M> Ema<M> {
     /// Starts at `model`.
     pub fn new(config: EmaConfig, model: M) -> Self {
         Self::resume(config, model, 0)
@@ -78,22 +73,16 @@ impl<M: Module> Ema<M> {
         Self { config, model, updates }
     }
 
-    /// Moves the average towards `model`, which has the same parameters; returns the decay used.
-    pub fn update(&mut self, model: &M) -> f64 {
+    /// One update. `update(average, decay)` moves the average towards the model and returns it last,
+    /// after what else it made: the optimiser changes model and average in one pass. Returns that, and
+    /// the decay.
+    pub fn update<R>(&mut self, update: impl FnOnce(M, f64) -> (R, M)) -> (R, f64) {
         let decay = self.config.decay(self.updates);
-        let mut thetas = BTreeMap::new();
-        visit_parameters(model, &mut |name: &str, _: &[usize], theta: Tensor<1>| {
-            thetas.insert(name.to_owned(), theta);
-        });
         // Moved out and in again: an average that nobody shares is changed in place.
-        replace_with_or_abort(&mut self.model, |average| {
-            map_parameters(average, &mut |name, ema| {
-                let theta = thetas.remove(name).expect("the average of a model has its parameters");
-                deme_kernels::ema_step(ema, theta, decay)
-            })
-        });
+        let made =
+            replace_with_or_abort_and_return(&mut self.model, |average| update(average, decay));
         self.updates += 1;
-        decay
+        (made, decay)
     }
 
     /// The average.
@@ -111,12 +100,6 @@ impl<M: Module> Ema<M> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use burn::tensor::Device;
-    use deme_nn::{Init, Linear, to_state_dict};
-
-    fn weights(model: &Linear) -> Vec<f32> {
-        to_state_dict(model).get("weight").unwrap().to_f32().unwrap()
-    }
 
     #[test]
     fn the_decay_warms_up_from_zero_to_its_maximum() {
@@ -131,22 +114,14 @@ mod tests {
 
     #[test]
     fn the_average_is_the_weighted_sum_of_what_it_saw() {
-        let device = Device::flex();
-        let init = &mut Init::new(1, &device);
-        let models = [(); 3].map(|()| Linear::new(2, 2, false, init));
-        let mut ema = Ema::new(EmaConfig::default(), models[0].clone());
-        let decays = [1, 2].map(|i: usize| ema.update(&models[i]));
-        assert_eq!(decays[0], 0.0, "the first update forgets the start");
-        let d = decays[1] as f32;
-        let expected: Vec<f32> = weights(&models[1])
-            .iter()
-            .zip(weights(&models[2]))
-            .map(|(first, second)| d * first + (1.0 - d) * second)
-            .collect();
-        for (found, expected) in weights(ema.model()).iter().zip(expected) {
-            assert!((found - expected).abs() < 1e-6);
-        }
-        assert_eq!(ema.updates(), 2);
+        let mut ema = Ema::new(EmaConfig::default(), 100.0);
+        let mut update = |model: f64| {
+            ema.update(|average, decay| (model, decay * average + (1.0 - decay) * model))
+        };
+        assert_eq!(update(7.0), (7.0, 0.0), "the first update forgets the start");
+        let (made, decay) = update(11.0);
+        assert_eq!((made, decay), (11.0, EmaConfig::default().decay(1)));
+        assert_eq!((*ema.model(), ema.updates()), (decay * 7.0 + (1.0 - decay) * 11.0, 2));
     }
 
     #[test]

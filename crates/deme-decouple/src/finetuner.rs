@@ -5,7 +5,7 @@ use deme_diffusion::image_shards::image_shards;
 use deme_diffusion::{Denoiser, NoiseSchedule, PredictionType, ScheduleError, UNet2DModel};
 use deme_nn::{AdamW, Gradients, with_gradients};
 use rayon::prelude::*;
-use replace_with::replace_with_or_abort;
+use replace_with::replace_with_or_abort_and_return;
 
 use crate::consistency_loss::consistency_loss;
 use crate::diffusion_loss::{batch_weights, diffusion_loss};
@@ -134,11 +134,24 @@ impl Finetuner {
         let scale = clip_factor(grad_norm, self.config.max_grad_norm) / count;
 
         let learning_rate = self.config.learning_rate_at(self.iteration);
+        let (optimizer, ema) = (&mut self.optimizer, &mut self.ema);
         // Moved out and in again: weights that nobody shares are changed in place.
-        replace_with_or_abort(&mut self.student, |student| {
-            self.optimizer.step(student, gradients, learning_rate, scale)
+        let ema_decay = replace_with_or_abort_and_return(&mut self.student, |student| {
+            let Some(ema) = ema else {
+                return (None, optimizer.step(student, gradients, learning_rate, scale));
+            };
+            let (student, decay) = ema.update(|average, decay| {
+                optimizer.step_with_average(
+                    student,
+                    average,
+                    decay,
+                    gradients,
+                    learning_rate,
+                    scale,
+                )
+            });
+            (Some(decay), student)
         });
-        let ema_decay = self.ema.as_mut().map(|ema| ema.update(&self.student));
         self.iteration = iteration;
         Ok(StepReport { diffusion_loss, consistency_loss, grad_norm, learning_rate, ema_decay })
     }
@@ -245,6 +258,7 @@ fn scalar(loss: Tensor<1>) -> f64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::ema::EmaConfig;
     use crate::test_models::{images, schedule, tiny_config, tiny_unet};
     use burn::tensor::Device;
     use deme_nn::{map_parameters, to_state_dict};
@@ -320,6 +334,36 @@ mod tests {
         assert_eq!(after_step(3, vec![whole.clone()]), of_one_thread);
         let halves = vec![whole.part(&(0..10)), whole.part(&(10..20))];
         assert_eq!(after_step(2, halves), of_one_thread);
+    }
+
+    #[test]
+    fn the_average_follows_the_student_and_changes_no_other_model() {
+        let first = tiny_unet(1, &Device::flex());
+        let hash = |model: &UNet2DModel| to_state_dict(model).content_hash();
+        let weights = |model: &UNet2DModel| -> Vec<f32> {
+            to_state_dict(model).iter().flat_map(|(_, x)| x.to_f32().unwrap()).collect()
+        };
+        let (before, mut expected) = (hash(&first), weights(&first));
+        let start = |enabled: bool| {
+            let config = tiny_config();
+            let ema = EmaConfig { enabled, ..config.ema };
+            let config = FinetuneConfig { ema, ..config };
+            // Student, teacher and average begin as one model in one memory.
+            let (student, teacher) = (first.clone(), Some(&first));
+            Finetuner::new(&config, student, teacher, &schedule(), PredictionType::Epsilon)
+        };
+        let (mut with, mut without) = (start(true), start(false));
+        for i in 0..3 {
+            assert_eq!(without.step([micro_batch(i)]).unwrap().ema_decay, None);
+            let decay = with.step([micro_batch(i)]).unwrap().ema_decay.unwrap();
+            let (keep, take) = (decay as f32, (1.0 - decay) as f32);
+            for (average, theta) in expected.iter_mut().zip(weights(with.student())) {
+                *average = *average * keep + theta * take;
+            }
+        }
+        assert_eq!(weights(with.ema().unwrap().model()), expected);
+        assert_eq!(hash(with.student()), hash(without.student()));
+        assert_eq!(hash(&first), before);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use deme_kernels::{Activation, AdamWStep, ConvGeometry, plain};
+use deme_kernels::{Activation, AdamWStep, ConvGeometry, ParameterState, plain};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use std::time::Duration;
@@ -147,49 +147,47 @@ fn optimizer(c: &mut Criterion) {
         weight_decay: 1e-6,
         step: 3,
         grad_scale: 0.7,
+        average_decay: 0.999,
     };
-    let n = 1 << 20;
-    let [theta, grad, m] = [1, 2, 3].map(|seed| tensor(seed, [n]));
-    let v = tensor(4, [n]).square();
+    // Parameters of these lengths; most of a network's are small.
+    let lists = [("1M", vec![1 << 20]), ("256 of 4k", vec![1 << 12; 256])];
+    type Parameters = Vec<(ParameterState, Tensor<1>)>;
+    type Step = fn(Parameters, &AdamWStep) -> Vec<ParameterState>;
+    type Norm = fn(Vec<Tensor<1>>) -> f64;
+    let paths: [(&str, Step, Norm); 2] = [
+        ("kernel", deme_kernels::adamw_steps, deme_kernels::squared_norm),
+        ("plain", plain::adamw_steps, plain::squared_norm),
+    ];
     let mut group = c.benchmark_group("optimizer");
     group.sample_size(10).warm_up_time(Duration::from_millis(200));
     group.measurement_time(Duration::from_millis(800));
-    macro_rules! pair {
-        ($name:literal, $call:expr) => {{
-            group.bench_function(concat!($name, " kernel"), |b| {
-                use deme_kernels as path;
-                b.iter(|| {
-                    let call = $call;
-                    call(path::adamw_step, path::ema_step, path::squared_norm)
+    for (id, lengths) in lists {
+        let parameters = |averaged: bool| -> Parameters {
+            let parameter = |len: &usize| {
+                let [theta, grad, m, v, average] = [1, 2, 3, 4, 5].map(|seed| tensor(seed, [*len]));
+                let average = averaged.then_some(average);
+                (ParameterState { theta, m, v: v.square(), average }, grad)
+            };
+            lengths.iter().map(parameter).collect()
+        };
+        for (path, adamw, norm) in paths {
+            for (name, averaged) in [("adamw", false), ("adamw+ema", true)] {
+                // Each step takes the tensors of the one before, so it can work in place.
+                let (mut states, grads): (Vec<_>, Vec<_>) =
+                    parameters(averaged).into_iter().unzip();
+                group.bench_function(format!("{name} {id} {path}"), |b| {
+                    b.iter(|| {
+                        let states_now = std::mem::take(&mut states).into_iter();
+                        states = adamw(states_now.zip(grads.iter().cloned()).collect(), &step);
+                    });
                 });
+            }
+            let grads: Vec<Tensor<1>> = parameters(false).into_iter().map(|(_, g)| g).collect();
+            group.bench_function(format!("squared_norm {id} {path}"), |b| {
+                b.iter(|| norm(grads.clone()));
             });
-            group.bench_function(concat!($name, " plain"), |b| {
-                use plain as path;
-                b.iter(|| {
-                    let call = $call;
-                    call(path::adamw_step, path::ema_step, path::squared_norm)
-                });
-            });
-        }};
+        }
     }
-    type Step = fn(
-        Tensor<1>,
-        Tensor<1>,
-        Tensor<1>,
-        Tensor<1>,
-        &AdamWStep,
-    ) -> (Tensor<1>, Tensor<1>, Tensor<1>);
-    type Ema = fn(Tensor<1>, Tensor<1>, f64) -> Tensor<1>;
-    type Norm = fn(Tensor<1>) -> f64;
-    pair!("adamw 1M", |adamw: Step, _: Ema, _: Norm| {
-        adamw(theta.clone(), grad.clone(), m.clone(), v.clone(), &step);
-    });
-    pair!("ema 1M", |_: Step, ema: Ema, _: Norm| {
-        ema(theta.clone(), grad.clone(), 0.999);
-    });
-    pair!("squared_norm 1M", |_: Step, _: Ema, norm: Norm| {
-        norm(theta.clone());
-    });
     group.finish();
 }
 

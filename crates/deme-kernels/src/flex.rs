@@ -8,7 +8,7 @@ use crate::cpu::linear::{self, LinearShape};
 use crate::cpu::optimizer;
 use crate::cpu::pointwise_conv::{self, PointwiseShape};
 use crate::extension::CpuKernels;
-use crate::{Activation, AdamWStep, ConvGeometry};
+use crate::{Activation, AdamWStep, ConvGeometry, ParameterState};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Bytes, DType, Flex, Shape, TensorMetadata};
 use std::mem::MaybeUninit;
@@ -154,31 +154,23 @@ fn owned(x: FlexTensor) -> FlexTensor {
     tensor(entries(&x).to_vec(), x.shape())
 }
 
-/// [`crate::adamw_step`]: in place where the tensors are not shared.
-pub(crate) fn adamw_step(
-    [theta, m, v]: [FlexTensor; 3],
-    grad: FlexTensor,
+/// [`crate::adamw_steps`]: in place where the tensors are not shared.
+pub(crate) fn adamw_steps(
+    parameters: Vec<(ParameterState<FlexTensor>, FlexTensor)>,
     step: &AdamWStep,
-) -> [FlexTensor; 3] {
-    let [mut theta, mut m, mut v] = [theta, m, v].map(owned);
-    let grad = contiguous(grad);
-    let [theta_entries, m_entries, v_entries] =
-        [&mut theta, &mut m, &mut v].map(|x| x.storage_mut());
-    optimizer::adamw(step, theta_entries, entries(&grad), m_entries, v_entries);
-    [theta, m, v]
-}
-
-/// [`crate::ema_step`]: in place where the average is not shared.
-pub(crate) fn ema_step(ema: FlexTensor, theta: FlexTensor, decay: f64) -> FlexTensor {
-    let mut ema = owned(ema);
-    let theta = contiguous(theta);
-    optimizer::ema(ema.storage_mut(), entries(&theta), decay);
-    ema
+) -> Vec<ParameterState<FlexTensor>> {
+    let parameters =
+        parameters.into_iter().map(|(state, grad)| (state.map(owned), contiguous(grad)));
+    let (mut states, grads): (Vec<_>, Vec<_>) = parameters.unzip();
+    let slices = states.iter_mut().map(|state| state.as_mut().map(FlexTensor::storage_mut));
+    optimizer::adamw(step, slices.zip(grads.iter().map(entries)));
+    states
 }
 
 /// [`crate::squared_norm`].
-pub(crate) fn squared_norm(x: FlexTensor) -> f64 {
-    optimizer::squared_norm(entries(&contiguous(x)))
+pub(crate) fn squared_norm(tensors: Vec<FlexTensor>) -> f64 {
+    let tensors: Vec<FlexTensor> = tensors.into_iter().map(contiguous).collect();
+    optimizer::squared_norm(&tensors.iter().map(entries).collect::<Vec<_>>())
 }
 
 impl CpuKernels for Flex {

@@ -22,4 +22,4 @@ pub use attention::attention;
 pub use conv::{ConvGeometry, conv2d, linear, pointwise_conv_of_two};
 pub use extension::on_cpu;
 pub use norm::{Activation, group_norm, group_norm_of_two, group_norm_shifted, layer_norm};
-pub use optimizer_step::{AdamWStep, adamw_step, ema_step, squared_norm};
+pub use optimizer_step::{AdamWStep, ParameterState, adamw_steps, squared_norm};

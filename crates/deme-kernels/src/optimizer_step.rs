@@ -1,4 +1,4 @@
-//! One step of AdamW and of the moving average, over one flat parameter.
+//! One step of AdamW and of the moving average, over all parameters together.
 
 use crate::extension::{from_cpu, into_cpu, on_plain_cpu};
 use crate::{flex, plain};
@@ -21,6 +21,8 @@ pub struct AdamWStep {
     pub step: u64,
     /// Multiplies the gradient first (norm clipping).
     pub grad_scale: f64,
+    /// Decay of the moving averages, for the parameters that have one.
+    pub average_decay: f64,
 }
 
 impl AdamWStep {
@@ -31,42 +33,68 @@ impl AdamWStep {
     }
 }
 
-/// Returns `(theta, m, v)` after one AdamW step; every operation in PyTorch's order.
+/// One parameter in training and what is kept of it from step to step.
 ///
 /// # Shapes
 /// All `[P]`, flat, without autodiff.
-pub fn adamw_step(
-    theta: Tensor<1>,
-    grad: Tensor<1>,
-    m: Tensor<1>,
-    v: Tensor<1>,
-    step: &AdamWStep,
-) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
-    if [&theta, &grad, &m, &v].into_iter().all(on_plain_cpu) {
-        let cpu = [theta, grad, m, v].map(|x| into_cpu(x).expect("checked above"));
-        let [theta, grad, m, v] = cpu;
-        let [theta, m, v] = flex::adamw_step([theta, m, v], grad, step).map(from_cpu);
-        return (theta, m, v);
-    }
-    plain::adamw_step(theta, grad, m, v, step)
+#[derive(Debug, Clone)]
+pub struct ParameterState<T = Tensor<1>> {
+    /// The parameter.
+    pub theta: T,
+    /// First moment of its gradient.
+    pub m: T,
+    /// Second moment.
+    pub v: T,
+    /// Its moving average, where there is one.
+    pub average: Option<T>,
 }
 
-/// `ema <- decay * ema + (1 - decay) * theta`.
+impl<T> ParameterState<T> {
+    /// Every part by `f`.
+    pub(crate) fn map<U>(self, mut f: impl FnMut(T) -> U) -> ParameterState<U> {
+        let Self { theta, m, v, average } = self;
+        ParameterState { theta: f(theta), m: f(m), v: f(v), average: average.map(f) }
+    }
+
+    /// The parts, to be changed.
+    pub(crate) fn as_mut(&mut self) -> ParameterState<&mut T> {
+        let Self { theta, m, v, average } = self;
+        ParameterState { theta, m, v, average: average.as_mut() }
+    }
+
+    /// The parts, to be read.
+    fn parts(&self) -> impl Iterator<Item = &T> {
+        [&self.theta, &self.m, &self.v].into_iter().chain(&self.average)
+    }
+}
+
+/// Every parameter after one AdamW step with its gradient, and after that, where it has a moving
+/// average, `average <- decay * average + (1 - decay) * theta`; every operation in PyTorch's order.
+///
+/// On the CPU all of it is one pass over memory, in place where a tensor is not shared.
 ///
 /// # Shapes
-/// Both `[P]`, flat, without autodiff.
-pub fn ema_step(ema: Tensor<1>, theta: Tensor<1>, decay: f64) -> Tensor<1> {
-    if [&ema, &theta].into_iter().all(on_plain_cpu) {
-        let [ema, theta] = [ema, theta].map(|x| into_cpu(x).expect("checked above"));
-        return from_cpu(flex::ema_step(ema, theta, decay));
+/// The gradients are flat like the parameters, `[P]` each, without autodiff.
+pub fn adamw_steps(
+    parameters: Vec<(ParameterState, Tensor<1>)>,
+    step: &AdamWStep,
+) -> Vec<ParameterState> {
+    let on_cpu =
+        |(state, grad): &(ParameterState, Tensor<1>)| state.parts().chain([grad]).all(on_plain_cpu);
+    if parameters.iter().all(on_cpu) {
+        let cpu = |x| into_cpu(x).expect("checked above");
+        let parameters = parameters.into_iter().map(|(state, grad)| (state.map(cpu), cpu(grad)));
+        let states = flex::adamw_steps(parameters.collect(), step);
+        return states.into_iter().map(|state| state.map(from_cpu)).collect();
     }
-    plain::ema_step(ema, theta, decay)
+    plain::adamw_steps(parameters, step)
 }
 
-/// Sum of squares of all entries, in f64.
-pub fn squared_norm(x: Tensor<1>) -> f64 {
-    if on_plain_cpu(&x) {
-        return flex::squared_norm(into_cpu(x).expect("checked above"));
+/// Sum of squares of all entries of all tensors, in f64: of each tensor, and of those sums.
+pub fn squared_norm(tensors: Vec<Tensor<1>>) -> f64 {
+    if tensors.iter().all(on_plain_cpu) {
+        let cpu = tensors.into_iter().map(|x| into_cpu(x).expect("checked above"));
+        return flex::squared_norm(cpu.collect());
     }
-    plain::squared_norm(x)
+    plain::squared_norm(tensors)
 }

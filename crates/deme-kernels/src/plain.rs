@@ -3,7 +3,7 @@
 //! This path serves every device that has no kernel of its own and every float type but f32, and
 //! is what the kernels are tested against. It is differentiable through Burn's own operations.
 
-use crate::{Activation, AdamWStep, ConvGeometry};
+use crate::{Activation, AdamWStep, ConvGeometry, ParameterState};
 use burn::tensor::ops::{ConvOptions, PadMode};
 use burn::tensor::{Bool, Tensor, activation, module};
 
@@ -104,31 +104,29 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f64, causal: b
     activation::softmax(scores, 3).matmul(v)
 }
 
-/// [`crate::adamw_step`] by elementwise operations.
-pub fn adamw_step(
-    theta: Tensor<1>,
-    grad: Tensor<1>,
-    m: Tensor<1>,
-    v: Tensor<1>,
+/// [`crate::adamw_steps`] by elementwise operations.
+pub fn adamw_steps(
+    parameters: Vec<(ParameterState, Tensor<1>)>,
     step: &AdamWStep,
-) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
+) -> Vec<ParameterState> {
     let AdamWStep { learning_rate, beta1, beta2, eps, weight_decay, grad_scale, .. } = *step;
     let [correction1, correction2] = step.bias_corrections();
-    let grad = grad * grad_scale;
-    let theta = theta * (1.0 - learning_rate * weight_decay);
-    let m = m * beta1 + grad.clone() * (1.0 - beta1);
-    let v = v * beta2 + grad.square() * (1.0 - beta2);
-    let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
-    let theta = theta - (m.clone() / denominator) * (learning_rate / correction1);
-    (theta, m, v)
+    let decay = step.average_decay;
+    let stepped = parameters.into_iter().map(|(state, grad)| {
+        let ParameterState { theta, m, v, average } = state;
+        let grad = grad * grad_scale;
+        let theta = theta * (1.0 - learning_rate * weight_decay);
+        let m = m * beta1 + grad.clone() * (1.0 - beta1);
+        let v = v * beta2 + grad.square() * (1.0 - beta2);
+        let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
+        let theta = theta - (m.clone() / denominator) * (learning_rate / correction1);
+        let average = average.map(|average| average * decay + theta.clone() * (1.0 - decay));
+        ParameterState { theta, m, v, average }
+    });
+    stepped.collect()
 }
 
-/// [`crate::ema_step`] by elementwise operations.
-pub fn ema_step(ema: Tensor<1>, theta: Tensor<1>, decay: f64) -> Tensor<1> {
-    ema * decay + theta * (1.0 - decay)
-}
-
-/// [`crate::squared_norm`] by a reduction.
-pub fn squared_norm(x: Tensor<1>) -> f64 {
-    x.square().sum().into_scalar::<f64>()
+/// [`crate::squared_norm`] by reductions.
+pub fn squared_norm(tensors: Vec<Tensor<1>>) -> f64 {
+    tensors.into_iter().map(|x| x.square().sum().into_scalar::<f64>()).sum()
 }

@@ -1,10 +1,10 @@
 //! AdamW (Loshchilov and Hutter 2019, algorithm 2), as `torch.optim.AdamW` computes it.
 
 use crate::Gradients;
-use crate::parameters::{host, map_parameters};
+use crate::parameters::{host, take_parameters};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
-use deme_kernels::AdamWStep;
+use deme_kernels::{AdamWStep, ParameterState};
 use deme_merge::{StateDict, StateDictError, StoredTensor};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -51,11 +51,40 @@ impl AdamW {
     pub fn step<M: Module>(
         &mut self,
         model: M,
-        mut gradients: Gradients,
+        gradients: Gradients,
         learning_rate: f64,
         grad_scale: f64,
     ) -> M {
+        self.step_all(model, None, gradients, learning_rate, grad_scale).0
+    }
+
+    /// [`AdamW::step`], and in the same pass over memory the update of the model's moving average,
+    /// `average <- decay * average + (1 - decay) * model`. Returns the model and the average, which
+    /// must have the same parameters.
+    pub fn step_with_average<M: Module>(
+        &mut self,
+        model: M,
+        average: M,
+        decay: f64,
+        gradients: Gradients,
+        learning_rate: f64,
+        grad_scale: f64,
+    ) -> (M, M) {
+        let average = Some((average, decay));
+        let (model, average) = self.step_all(model, average, gradients, learning_rate, grad_scale);
+        (model, average.expect("an average comes back where one went in"))
+    }
+
+    fn step_all<M: Module>(
+        &mut self,
+        model: M,
+        average: Option<(M, f64)>,
+        mut gradients: Gradients,
+        learning_rate: f64,
+        grad_scale: f64,
+    ) -> (M, Option<M>) {
         self.steps += 1;
+        let (average, decay) = average.unzip();
         let step = AdamWStep {
             learning_rate,
             beta1: self.config.betas[0],
@@ -64,17 +93,35 @@ impl AdamW {
             weight_decay: self.config.weight_decay,
             step: self.steps,
             grad_scale,
+            average_decay: decay.unwrap_or_default(),
         };
-        map_parameters(model, &mut |name, theta| {
-            let grad = gradients.take(name).expect("gradients of the same model");
+        let (model, thetas) = take_parameters(model);
+        let (average, averages) = average.map(take_parameters).unzip();
+        let mut averages = averages.map(Vec::into_iter);
+
+        let (mut names, mut parameters) = (Vec::new(), Vec::new());
+        for (name, theta) in thetas {
+            let grad = gradients.take(&name).expect("gradients of the same model");
             let [m, v] = self
                 .moments
-                .remove(name)
+                .remove(&name)
                 .unwrap_or_else(|| [theta.zeros_like(), theta.zeros_like()]);
-            let (theta, m, v) = deme_kernels::adamw_step(theta, grad, m, v, &step);
-            self.moments.insert(name.to_owned(), [m, v]);
-            theta
-        })
+            let average = averages.as_mut().map(|averages| {
+                let next = averages.next().filter(|(of, _)| *of == name);
+                next.expect("the average of a model has its parameters").1
+            });
+            parameters.push((ParameterState { theta, m, v, average }, grad));
+            names.push(name);
+        }
+
+        let (mut thetas, mut averages) = (Vec::new(), Vec::new());
+        let stepped = deme_kernels::adamw_steps(parameters, &step);
+        for (name, ParameterState { theta, m, v, average }) in names.into_iter().zip(stepped) {
+            self.moments.insert(name, [m, v]);
+            thetas.push(theta);
+            averages.extend(average);
+        }
+        (model.fill(thetas), average.map(|average| average.fill(averages)))
     }
 
     /// The moments as `first_moment.<name>` and `second_moment.<name>` (flat), and the step count
@@ -162,10 +209,31 @@ pub enum OptimizerStateError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{Init, Linear, to_state_dict, with_gradients};
+    use crate::{Init, Linear, to_state_dict, visit_parameters, with_gradients};
+    use burn::backend::DispatchTensorKind;
 
     fn model() -> Linear {
-        Linear::new(3, 2, true, &mut Init::new(5, &Device::flex()))
+        model_of(5)
+    }
+
+    fn model_of(seed: u64) -> Linear {
+        Linear::new(3, 2, true, &mut Init::new(seed, &Device::flex()))
+    }
+
+    /// Where the values of a model lie.
+    fn addresses(model: &Linear) -> Vec<usize> {
+        let mut addresses = Vec::new();
+        visit_parameters(model, &mut |_: &str, _: &[usize], tensor: Tensor<1>| {
+            let DispatchTensorKind::Flex(tensor) = tensor.into_dispatch().kind else {
+                panic!("a plain model on the CPU")
+            };
+            addresses.push(tensor.float().bytes().as_ptr().addr());
+        });
+        addresses
+    }
+
+    fn values(model: &Linear) -> Vec<f32> {
+        to_state_dict(model).iter().flat_map(|(_, x)| x.to_f32().unwrap()).collect()
     }
 
     fn gradients(model: &Linear) -> Gradients {
@@ -204,6 +272,25 @@ mod tests {
         for (found, expected) in found.iter().zip(&theta) {
             assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
         }
+    }
+
+    #[test]
+    fn a_step_with_an_average_is_the_step_and_the_average_in_place() {
+        let [mut adamw, mut twin] = [(); 2].map(|()| AdamW::new(AdamWConfig::default()));
+        let (mut net, mut average) = (model(), model_of(6));
+        let at = [addresses(&net), addresses(&average)];
+        for _ in 0..2 {
+            let expected = twin.step(net.clone(), gradients(&net), 1e-2, 0.5);
+            let averages = values(&average).into_iter().zip(values(&expected));
+            let averages: Vec<f32> =
+                averages.map(|(average, theta)| average * 0.75 + theta * 0.25).collect();
+            let grads = gradients(&net);
+            (net, average) = adamw.step_with_average(net, average, 0.75, grads, 1e-2, 0.5);
+            assert_eq!(values(&net), values(&expected));
+            assert_eq!(values(&average), averages);
+        }
+        assert_eq!([addresses(&net), addresses(&average)], at);
+        assert_eq!(adamw.to_state_dict().content_hash(), twin.to_state_dict().content_hash());
     }
 
     #[test]

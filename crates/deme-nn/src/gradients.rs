@@ -74,8 +74,8 @@ impl Gradients {
 
     /// Euclidean norm over all parameters together.
     pub fn norm(&self) -> f64 {
-        let squares = self.by_name.values().map(|(_, g)| deme_kernels::squared_norm(g.clone()));
-        squares.sum::<f64>().sqrt()
+        let gradients = self.by_name.values().map(|(_, g)| g.clone());
+        deme_kernels::squared_norm(gradients.collect()).sqrt()
     }
 
     /// The gradient of one parameter, flat.

@@ -3,7 +3,7 @@
 //! Names are the struct fields joined by dots, as `torch.nn.Module.state_dict` gives them.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use deme_merge::{StateDict, StateDictError, StoredTensor};
 use std::collections::BTreeMap;
 
@@ -55,11 +55,19 @@ pub fn map_parameters<M: Module>(
     model: M,
     map: &mut impl FnMut(&str, Tensor<1>) -> Tensor<1>,
 ) -> M {
-    struct Map<'a, F> {
+    let (hollow, parameters) = take_parameters(model);
+    hollow.fill(parameters.into_iter().map(|(name, tensor)| map(&name, tensor)))
+}
+
+/// Takes every parameter out, with its name, flat, in field order. A tensor that nothing but the
+/// model held is then nowhere else, so it can be changed in place.
+pub(crate) fn take_parameters<M: Module>(model: M) -> (Hollow<M>, Vec<(String, Tensor<1>)>) {
+    #[derive(Default)]
+    struct Take {
         path: Path,
-        map: &'a mut F,
+        taken: Vec<(String, Tensor<1>)>,
     }
-    impl<F: FnMut(&str, Tensor<1>) -> Tensor<1>> ModuleMapper for Map<'_, F> {
+    impl ModuleMapper for Take {
         fn enter_module(&mut self, name: &str, _: &str) {
             self.path.enter(name);
         }
@@ -68,12 +76,36 @@ pub fn map_parameters<M: Module>(
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
             let (id, tensor, _) = param.consume();
-            let shape = tensor.dims();
-            let mapped = (self.map)(&self.path.name(), tensor.flatten(0, D - 1));
-            Param::initialized(id, mapped.reshape(shape))
+            let (device, shape) = (tensor.device(), tensor.shape());
+            self.taken.push((self.path.name(), tensor.flatten(0, D - 1)));
+            // Only its shape is asked for until `Hollow::fill` replaces it.
+            let nothing = |_: &Device, _| unreachable!("this parameter was taken out");
+            Param::uninitialized(id, nothing, device, false, shape)
         }
     }
-    model.map(&mut Map { path: Path::default(), map })
+    let mut take = Take::default();
+    let hollow = Hollow(model.map(&mut take));
+    (hollow, take.taken)
+}
+
+/// A model whose parameters were taken out by [`take_parameters`].
+pub(crate) struct Hollow<M>(M);
+
+impl<M: Module> Hollow<M> {
+    /// The model with these parameters: flat, in field order, of as many entries as before.
+    pub(crate) fn fill(self, parameters: impl IntoIterator<Item = Tensor<1>>) -> M {
+        struct Fill<I>(I);
+        impl<I: Iterator<Item = Tensor<1>>> ModuleMapper for Fill<I> {
+            fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+                let tensor = self.0.next().expect("as many tensors as parameters");
+                Param::initialized(param.id, tensor.reshape(param.lazy_shape()))
+            }
+        }
+        let mut fill = Fill(parameters.into_iter());
+        let model = self.0.map(&mut fill);
+        assert!(fill.0.next().is_none(), "more tensors than parameters");
+        model
+    }
 }
 
 /// Every parameter's name and shape, in field order.
@@ -215,7 +247,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::{Init, Linear};
-    use burn::tensor::Device;
 
     #[derive(Module, Debug)]
     struct Net {

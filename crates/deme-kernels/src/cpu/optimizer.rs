@@ -1,7 +1,7 @@
 //! The optimiser's arithmetic: one pass over memory, in place.
 
 use super::simd::{MulAdd, multiversioned};
-use crate::AdamWStep;
+use crate::{AdamWStep, ParameterState};
 use rayon::prelude::*;
 
 /// Entries handed to a thread at once; also the blocks of the sum of squares.
@@ -19,6 +19,8 @@ pub(crate) struct Scalars {
     root_correction2: f32,
     eps: f32,
     rate: f32,
+    average_keep: f32,
+    average_take: f32,
 }
 
 impl From<&AdamWStep> for Scalars {
@@ -34,33 +36,58 @@ impl From<&AdamWStep> for Scalars {
             root_correction2: correction2.sqrt() as f32,
             eps: step.eps as f32,
             rate: (step.learning_rate / correction1) as f32,
+            average_keep: step.average_decay as f32,
+            average_take: (1.0 - step.average_decay) as f32,
         }
     }
 }
 
-/// One AdamW step in place.
-pub(crate) fn adamw(
+impl Scalars {
+    /// The new theta of one entry, whose moments are changed. Every operation is rounded as in the
+    /// plain path: no fused multiply-add.
+    #[inline(always)]
+    fn entry(&self, theta: f32, grad: f32, m: &mut f32, v: &mut f32) -> f32 {
+        let grad = grad * self.grad_scale;
+        *m = *m * self.beta1 + grad * self.one_minus_beta1;
+        *v = *v * self.beta2 + grad * grad * self.one_minus_beta2;
+        let denominator = v.sqrt() / self.root_correction2 + self.eps;
+        theta * self.keep - (*m / denominator) * self.rate
+    }
+}
+
+/// One AdamW step of every parameter with its gradient, and one of its average, in place.
+///
+/// The chunks of all parameters go to the threads together: a network has hundreds of parameters,
+/// most of them too small to be worth a parallel loop of their own.
+pub(crate) fn adamw<'a>(
     step: &AdamWStep,
-    theta: &mut [f32],
-    grad: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
+    parameters: impl Iterator<Item = (ParameterState<&'a mut [f32]>, &'a [f32])>,
 ) {
-    assert_eq!([theta.len(), m.len(), v.len()], [grad.len(); 3]);
-    let scalars = Scalars::from(step);
-    theta
-        .par_chunks_mut(CHUNK)
-        .zip(grad.par_chunks(CHUNK))
-        .zip(m.par_chunks_mut(CHUNK))
-        .zip(v.par_chunks_mut(CHUNK))
-        .for_each(|(((theta, grad), m), v)| adamw_chunk(scalars, theta, grad, m, v));
+    let mut chunks = Vec::new();
+    for (ParameterState { theta, m, v, average }, grad) in parameters {
+        assert_eq!([theta.len(), m.len(), v.len()], [grad.len(); 3]);
+        assert!(average.as_ref().is_none_or(|average| average.len() == grad.len()));
+        let mut averages = average.map(|average| average.chunks_mut(CHUNK));
+        let moments = m.chunks_mut(CHUNK).zip(v.chunks_mut(CHUNK));
+        let parts = theta.chunks_mut(CHUNK).zip(moments).zip(grad.chunks(CHUNK));
+        chunks.extend(parts.map(|((theta, (m, v)), grad)| {
+            let average = averages.as_mut().and_then(Iterator::next);
+            (ParameterState { theta, m, v, average }, grad)
+        }));
+    }
+    let s = Scalars::from(step);
+    chunks.into_par_iter().for_each(
+        |(ParameterState { theta, m, v, average }, grad)| match average {
+            None => adamw_chunk(s, theta, grad, m, v),
+            Some(average) => averaged_chunk(s, theta, grad, m, v, average),
+        },
+    );
 }
 
 multiversioned! {
     fn adamw_chunk(s: Scalars, theta: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32]) = adamw_chunk_with
 }
 
-/// Every operation is rounded as in the plain path: no fused multiply-add.
 #[inline(always)]
 fn adamw_chunk_with<F: MulAdd>(
     s: Scalars,
@@ -70,37 +97,44 @@ fn adamw_chunk_with<F: MulAdd>(
     v: &mut [f32],
 ) {
     for (((theta, grad), m), v) in theta.iter_mut().zip(grad).zip(m).zip(v) {
-        let grad = grad * s.grad_scale;
-        *m = *m * s.beta1 + grad * s.one_minus_beta1;
-        *v = *v * s.beta2 + grad * grad * s.one_minus_beta2;
-        let denominator = v.sqrt() / s.root_correction2 + s.eps;
-        *theta = *theta * s.keep - (*m / denominator) * s.rate;
+        *theta = s.entry(*theta, *grad, m, v);
     }
-}
-
-/// ema <- decay ema + (1 - decay) theta, in place.
-pub(crate) fn ema(ema: &mut [f32], theta: &[f32], decay: f64) {
-    assert_eq!(ema.len(), theta.len());
-    let (keep, take) = (decay as f32, (1.0 - decay) as f32);
-    let chunks = ema.par_chunks_mut(CHUNK).zip(theta.par_chunks(CHUNK));
-    chunks.for_each(|(ema, theta)| ema_chunk(ema, theta, keep, take));
 }
 
 multiversioned! {
-    fn ema_chunk(ema: &mut [f32], theta: &[f32], keep: f32, take: f32) = ema_chunk_with
+    fn averaged_chunk(
+        s: Scalars,
+        theta: &mut [f32],
+        grad: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        average: &mut [f32],
+    ) = averaged_chunk_with
 }
 
 #[inline(always)]
-fn ema_chunk_with<F: MulAdd>(ema: &mut [f32], theta: &[f32], keep: f32, take: f32) {
-    for (ema, theta) in ema.iter_mut().zip(theta) {
-        *ema = *ema * keep + theta * take;
+fn averaged_chunk_with<F: MulAdd>(
+    s: Scalars,
+    theta: &mut [f32],
+    grad: &[f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    average: &mut [f32],
+) {
+    let entries = theta.iter_mut().zip(grad).zip(m).zip(v).zip(average);
+    for ((((theta, grad), m), v), average) in entries {
+        *theta = s.entry(*theta, *grad, m, v);
+        *average = *average * s.average_keep + *theta * s.average_take;
     }
 }
 
-/// Sum of squares in f64: blocks of one size, added in their order.
-pub(crate) fn squared_norm(x: &[f32]) -> f64 {
-    let blocks: Vec<f64> = x.par_chunks(CHUNK).map(square_sum).collect();
-    blocks.iter().sum()
+/// Sum of squares in f64: blocks of one size, added in their order, then the tensors in theirs.
+pub(crate) fn squared_norm(tensors: &[&[f32]]) -> f64 {
+    let blocks: Vec<&[f32]> = tensors.iter().flat_map(|x| x.chunks(CHUNK)).collect();
+    let squares: Vec<f64> = blocks.into_par_iter().map(square_sum).collect();
+    let mut squares = squares.into_iter();
+    let of_tensor = |x: &&[f32]| squares.by_ref().take(x.len().div_ceil(CHUNK)).sum::<f64>();
+    tensors.iter().map(of_tensor).sum()
 }
 
 multiversioned! {
