@@ -136,8 +136,50 @@ unsafe fn transpose_8x8(from: [*const f32; 8], to: [*mut f32; 8]) {
 }
 
 /// # Safety
+/// Eight entries must be readable and writable at each pointer, and NEON available.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn transpose_8x8(from: [*const f32; 8], to: [*mut f32; 8]) {
+    // SAFETY: the caller's promise; the four quarters cover all eight entries.
+    unsafe {
+        for i in [0, 4] {
+            for j in [0, 4] {
+                transpose_4x4(
+                    std::array::from_fn(|k| from[i + k].add(j)),
+                    std::array::from_fn(|k| to[j + k].add(i)),
+                );
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Four entries must be readable and writable at each pointer, and NEON available.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn transpose_4x4(from: [*const f32; 4], to: [*mut f32; 4]) {
+    use std::arch::aarch64::*;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let r0 = vld1q_f32(from[0]);
+        let r1 = vld1q_f32(from[1]);
+        let r2 = vld1q_f32(from[2]);
+        let r3 = vld1q_f32(from[3]);
+        // Pairs of rows, taken as the halves of the columns from here on.
+        let a0 = vreinterpretq_f64_f32(vtrn1q_f32(r0, r1));
+        let a1 = vreinterpretq_f64_f32(vtrn2q_f32(r0, r1));
+        let a2 = vreinterpretq_f64_f32(vtrn1q_f32(r2, r3));
+        let a3 = vreinterpretq_f64_f32(vtrn2q_f32(r2, r3));
+        vst1q_f32(to[0], vreinterpretq_f32_f64(vtrn1q_f64(a0, a2)));
+        vst1q_f32(to[1], vreinterpretq_f32_f64(vtrn1q_f64(a1, a3)));
+        vst1q_f32(to[2], vreinterpretq_f32_f64(vtrn2q_f64(a0, a2)));
+        vst1q_f32(to[3], vreinterpretq_f32_f64(vtrn2q_f64(a1, a3)));
+    }
+}
+
+/// # Safety
 /// Eight entries must be readable and writable at each pointer.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 unsafe fn transpose_8x8(from: [*const f32; 8], to: [*mut f32; 8]) {
     for (j, to) in to.iter().enumerate() {
         for (i, from) in from.iter().enumerate() {
