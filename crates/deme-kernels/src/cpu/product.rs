@@ -22,6 +22,8 @@ pub(crate) fn panel_width() -> usize {
         InstructionSet::Avx512 => 32,
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => 16,
+        #[cfg(target_arch = "aarch64")]
+        InstructionSet::Neon => 16,
         InstructionSet::Portable => 16,
     }
 }

@@ -13,6 +13,9 @@ pub(crate) enum InstructionSet {
     /// 8 lanes, fused multiply-add.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// 8 lanes in two registers of 4, fused multiply-add.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// Whatever the compiler may assume of the target.
     Portable,
 }
@@ -22,12 +25,12 @@ pub(crate) enum InstructionSet {
 pub(crate) fn instruction_set() -> InstructionSet {
     static DETECTED: OnceLock<InstructionSet> = OnceLock::new();
     *DETECTED.get_or_init(|| {
+        let limit = std::env::var("DEME_INSTRUCTION_SET").unwrap_or_default();
+        if limit == "portable" {
+            return InstructionSet::Portable;
+        }
         #[cfg(target_arch = "x86_64")]
         {
-            let limit = std::env::var("DEME_INSTRUCTION_SET").unwrap_or_default();
-            if limit == "portable" {
-                return InstructionSet::Portable;
-            }
             let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
             if avx2
                 && limit != "avx2"
@@ -42,6 +45,10 @@ pub(crate) fn instruction_set() -> InstructionSet {
                 return InstructionSet::Avx2;
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            return InstructionSet::Neon;
+        }
         InstructionSet::Portable
     })
 }
@@ -55,6 +62,7 @@ pub(crate) trait MulAdd {
 /// One rounding, by hardware.
 pub(crate) struct Fused;
 /// Two roundings.
+#[cfg(any(test, not(target_arch = "aarch64")))]
 pub(crate) struct Separate;
 
 impl MulAdd for Fused {
@@ -64,6 +72,7 @@ impl MulAdd for Fused {
     }
 }
 
+#[cfg(any(test, not(target_arch = "aarch64")))]
 impl MulAdd for Separate {
     #[inline(always)]
     fn mul_add(a: f32, b: f32, c: f32) -> f32 {
@@ -94,6 +103,11 @@ macro_rules! multiversioned {
             fn avx2($($arg: $ty),*) $(-> $ret)? {
                 $body::<$crate::cpu::simd::Fused>($($arg),*)
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon($($arg: $ty),*) $(-> $ret)? {
+                $body::<$crate::cpu::simd::Fused>($($arg),*)
+            }
             match $crate::cpu::simd::instruction_set() {
                 // SAFETY: `instruction_set` found these features on this machine.
                 #[cfg(target_arch = "x86_64")]
@@ -101,6 +115,9 @@ macro_rules! multiversioned {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::simd::InstructionSet::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                $crate::cpu::simd::InstructionSet::Neon => unsafe { neon($($arg),*) },
                 $crate::cpu::simd::InstructionSet::Portable => {
                     $body::<$crate::cpu::simd::Baseline>($($arg),*)
                 }

@@ -153,11 +153,49 @@ unsafe fn transpose_blocks(
     }
 }
 
-/// Transposes `blocks` blocks of 8x8, each `from_step` and `to_step` behind the one before.
+/// The same with NEON.
+///
+/// # Safety
+/// Eight entries of every block must be readable and writable at each pointer, and NEON available.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+unsafe fn transpose_blocks(
+    from: &[*const f32; 8],
+    from_step: usize,
+    to: &[*mut f32; 8],
+    to_step: usize,
+    blocks: usize,
+) {
+    use std::arch::aarch64::*;
+    for block in 0..blocks {
+        // The four quarters of a block.
+        for (i, j) in [(0, 0), (0, 4), (4, 0), (4, 4)] {
+            let (a, b) = (block * from_step + j, block * to_step + i);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let r0 = vld1q_f32(from[i].add(a));
+                let r1 = vld1q_f32(from[i + 1].add(a));
+                let r2 = vld1q_f32(from[i + 2].add(a));
+                let r3 = vld1q_f32(from[i + 3].add(a));
+                // Pairs of rows, taken as the halves of the columns from here on.
+                let a0 = vreinterpretq_f64_f32(vtrn1q_f32(r0, r1));
+                let a1 = vreinterpretq_f64_f32(vtrn2q_f32(r0, r1));
+                let a2 = vreinterpretq_f64_f32(vtrn1q_f32(r2, r3));
+                let a3 = vreinterpretq_f64_f32(vtrn2q_f32(r2, r3));
+                vst1q_f32(to[j].add(b), vreinterpretq_f32_f64(vtrn1q_f64(a0, a2)));
+                vst1q_f32(to[j + 1].add(b), vreinterpretq_f32_f64(vtrn1q_f64(a1, a3)));
+                vst1q_f32(to[j + 2].add(b), vreinterpretq_f32_f64(vtrn2q_f64(a0, a2)));
+                vst1q_f32(to[j + 3].add(b), vreinterpretq_f32_f64(vtrn2q_f64(a1, a3)));
+            }
+        }
+    }
+}
+
+/// The same in plain Rust.
 ///
 /// # Safety
 /// Eight entries of every block must be readable and writable at each pointer.
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 unsafe fn transpose_blocks(
     from: &[*const f32; 8],
     from_step: usize,
