@@ -25,6 +25,8 @@ use deme_nn::Init;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() {
+    // SAFETY: sets one number of the allocator's, its `mi_option_purge_delay`, as the command does.
+    unsafe { libmimalloc_sys::mi_option_set(15, -1) };
     let mut opened: Option<Opened> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();

@@ -21,7 +21,16 @@ mod stages;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Keeps freed memory for the next step, which takes as much again.
+fn keep_memory() {
+    /// `mi_option_purge_delay`; -1 is never.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: sets one number of the allocator's; any value is valid.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
+}
+
 fn main() -> ExitCode {
+    keep_memory();
     // Messages name their causes themselves; the chain would say them twice.
     let handler = |_: &_| -> Box<dyn miette::ReportHandler> {
         Box::new(miette::MietteHandlerOpts::new().without_cause_chain().build())

@@ -230,18 +230,19 @@ pub(crate) fn pack_rows_into(
     packed: &mut [f32],
 ) {
     let width = panel_width();
-    for (panel, packed) in packed.chunks_exact_mut((depth * width).max(1)).enumerate() {
-        let column = panel * width;
-        let used = width.min(columns - column);
-        let packed = &mut packed[first * width..(first + rows) * width];
-        for (k, to) in packed.chunks_exact_mut(width).enumerate() {
-            let from = &src[k * stride + column..];
-            // A constant length is copied in registers.
-            if used == 16 {
-                to[..16].copy_from_slice(&from[..16]);
-            } else {
-                to[..used].copy_from_slice(&from[..used]);
-            }
+    // Row by row: the source is read in its own order.
+    for k in 0..rows {
+        let from = &src[k * stride..][..columns];
+        let to = &mut packed[(first + k) * width..];
+        let (whole, rest) = from.as_chunks::<16>();
+        for (i, from) in whole.iter().enumerate() {
+            // Panels are one or two times as wide.
+            to[i * 16 / width * depth * width + i * 16 % width..][..16].copy_from_slice(from);
+        }
+        let column = whole.len() * 16;
+        let place = column / width * depth * width + column % width;
+        if !rest.is_empty() {
+            to[place..][..rest.len()].copy_from_slice(rest);
         }
     }
 }

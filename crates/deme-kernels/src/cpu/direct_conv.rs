@@ -146,8 +146,8 @@ unsafe fn forward_from_few(
 ) {
     let (taps, k, width) = (s.taps(), s.kernel, panel_width());
     let depth = s.c_in * taps;
-    // Output rows that fill about four panels.
-    let group = (4 * width).div_ceil(s.w_out).min(s.h_out);
+    // Output rows that fill about eight panels.
+    let group = (8 * width).div_ceil(s.w_out).min(s.h_out);
     let groups = s.h_out.div_ceil(group);
     let parts = parts_per_item(s.images, groups);
     (0..s.images * parts).into_par_iter().for_each(|task| {

@@ -1,9 +1,9 @@
 //! y = x W^T + b on rows, with the weight as PyTorch stores it: `[d_out, d_in]`.
 
-use super::buffer::SharedOutput;
+use super::buffer::{Scratch, SharedOutput};
 use super::conv::{pack_rows, packed_panels};
 use super::product::{Product, Rows, Start, WHOLE, panel_width};
-use super::transpose::planes_to_pixels;
+use super::transpose::{pixels_to_planes, planes_to_pixels};
 
 /// Sizes of one call: x is `[rows, d_in]`, y `[rows, d_out]`.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,32 @@ pub(crate) unsafe fn forward(
     assert_eq!([x.len(), weight.len()], [s.rows * s.d_in, s.d_out * s.d_in]);
     assert_eq!([bias.len(), y.len()], [s.d_out, s.rows * s.d_out]);
     let width = panel_width();
+    if s.rows <= width {
+        // The weight is larger than what it acts on and is read as it lies: y^T = W x^T + b.
+        let mut packed = Scratch::new(s.d_in * width);
+        planes_to_pixels(x, s.d_in, s.rows, s.d_in, &mut packed, |k| k * width);
+        let product = Product {
+            a: weight,
+            rows: Rows::Every { stride: s.d_in, count: s.d_out },
+            a_step: 1,
+            b: &packed,
+            b_panel: s.d_in * width,
+            b_step: width,
+            runs: WHOLE,
+            run_len: s.d_in,
+            columns: s.rows,
+            start: Start::Rows(bias),
+        };
+        let mut transposed = Scratch::new(s.d_out * s.rows);
+        // SAFETY: `transposed` is borrowed mutably; y's rows are as long as the d_out columns, and
+        // the caller's promise.
+        unsafe {
+            product.write_parallel(SharedOutput::new(&mut transposed), s.rows);
+            let to = y.pointer(0..y.len());
+            pixels_to_planes(&transposed, |p| p * s.rows, s.rows, s.d_out, to, s.d_out);
+        }
+        return;
+    }
     let packed = packed_panels(s.d_in, s.d_out, |first, used, packed| {
         planes_to_pixels(&weight[first * s.d_in..], s.d_in, used, s.d_in, packed, |k| k * width);
     });
@@ -55,14 +81,20 @@ pub(crate) unsafe fn input_gradient(
     dx: SharedOutput<'_>,
 ) {
     assert_eq!([dy.len(), dx.len()], [s.rows * s.d_out, s.rows * s.d_in]);
-    let packed = pack_rows(weight, s.d_in, s.d_out, s.d_in);
+    let width = panel_width();
+    // For a few rows the weight is read as it lies: packing it would cost more than its use.
+    let packed = (s.rows > width).then(|| pack_rows(weight, s.d_in, s.d_out, s.d_in));
+    let (b, b_panel, b_step) = match &packed {
+        Some(packed) => (&packed[..], s.d_out * width, width),
+        None => (weight, width, s.d_in),
+    };
     let product = Product {
         a: dy,
         rows: Rows::Every { stride: s.d_out, count: s.rows },
         a_step: 1,
-        b: &packed,
-        b_panel: s.d_out * panel_width(),
-        b_step: panel_width(),
+        b,
+        b_panel,
+        b_step,
         runs: WHOLE,
         run_len: s.d_out,
         columns: s.d_in,
@@ -93,7 +125,7 @@ pub(crate) fn weight_gradient(s: &LinearShape, x: &[f32], dy: &[f32]) -> Vec<f32
             runs: WHOLE,
             run_len: rows,
             columns: s.d_in,
-            start: Start::Existing,
+            start: if first == 0 { Start::Zero } else { Start::Existing },
         };
         // SAFETY: `dweight` is borrowed mutably and initialised.
         unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };

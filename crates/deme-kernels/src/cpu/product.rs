@@ -222,27 +222,34 @@ unsafe fn block_with<V: Vector>(
     // 24 accumulators fit 32 wide registers, 12 fit 16.
     let most = if V::LANES == 16 { 12 } else { 6 };
     let blocks = rows.len().div_ceil(most);
-    for panel in panels {
+    let depth = p.runs.len() * p.run_len;
+    // Panels that stay in the nearest cache together are taken block by block, which writes each row
+    // of c in one stream; else block after block goes through one panel.
+    let together = panels.len() * depth * width * size_of::<f32>() <= 20 << 10;
+    for i in 0..blocks * panels.len() {
+        let (panel, block) = match together {
+            true => (i % panels.len(), i / panels.len()),
+            false => (i / blocks, i % blocks),
+        };
+        let panel = panels.start + panel;
         let first = panel * width;
         let columns = width.min(p.columns - first);
-        for i in 0..blocks {
-            let part = split(rows.len(), blocks, i);
-            let tile = Tile { row: rows.start + part.start, first, columns, b: panel * p.b_panel };
-            // SAFETY: the caller's promise.
-            unsafe {
-                macro_rules! by_rows {
-                    ($($m:literal)*) => {
-                        match part.len() {
-                            $($m => tile_of::<V, $m>(p, tile, c, c_row),)*
-                            _ => unreachable!("blocks have at most 12 rows"),
-                        }
-                    };
-                }
-                if V::LANES == 16 {
-                    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
-                } else {
-                    by_rows!(1 2 3 4 5 6)
-                }
+        let part = split(rows.len(), blocks, block);
+        let tile = Tile { row: rows.start + part.start, first, columns, b: panel * p.b_panel };
+        // SAFETY: the caller's promise.
+        unsafe {
+            macro_rules! by_rows {
+                ($($m:literal)*) => {
+                    match part.len() {
+                        $($m => tile_of::<V, $m>(p, tile, c, c_row),)*
+                        _ => unreachable!("blocks have at most 12 rows"),
+                    }
+                };
+            }
+            if V::LANES == 16 {
+                by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
+            } else {
+                by_rows!(1 2 3 4 5 6)
             }
         }
     }
