@@ -235,14 +235,14 @@ pub(crate) fn pack_rows_into(
         let from = &src[k * stride..][..columns];
         let to = &mut packed[(first + k) * width..];
         let (whole, rest) = from.as_chunks::<16>();
+        // Panels are one or two times as wide.
+        let place = |column: usize| column / width * depth * width + column % width;
         for (i, from) in whole.iter().enumerate() {
-            // Panels are one or two times as wide.
-            to[i * 16 / width * depth * width + i * 16 % width..][..16].copy_from_slice(from);
+            let to = to[place(i * 16)..].first_chunk_mut().expect("a panel holds whole chunks");
+            *to = *from;
         }
-        let column = whole.len() * 16;
-        let place = column / width * depth * width + column % width;
         if !rest.is_empty() {
-            to[place..][..rest.len()].copy_from_slice(rest);
+            to[place(whole.len() * 16)..][..rest.len()].copy_from_slice(rest);
         }
     }
 }

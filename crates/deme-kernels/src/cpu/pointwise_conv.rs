@@ -4,7 +4,7 @@
 //! skip connection then needs no concatenated copy.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{ConvShape, pack_rows_into, spread};
+use super::conv::{ConvShape, pack_rows_into};
 use super::product::{Product, Rows, Run, Start, WHOLE, panel_width};
 use super::transpose::planes_to_pixels;
 use rayon::prelude::*;
@@ -132,28 +132,40 @@ unsafe fn per_image<const N: usize>(
 /// dW = sum over images of dy x^T.
 pub(crate) fn weight_gradient(s: &PointwiseShape, x: [&[f32]; 2], dy: &[f32], dweight: &mut [f32]) {
     s.check(x.map(<[f32]>::len), dweight.len(), dy.len());
-    let area = s.area;
-    let cp = spread(s.depth());
-    let mut pixels = Scratch::new(s.images * area * cp);
-    if area > 0 && s.depth() > 0 {
-        pixels.par_chunks_mut(area * cp).enumerate().for_each(|(image, pixels)| {
-            let mut first = 0;
-            for (x, channels) in x.into_iter().zip(s.c_in) {
-                let from = &x[image * channels * area..];
-                planes_to_pixels(from, area, channels, area, pixels, |p| p * cp + first);
-                first += channels;
+    let (area, width) = (s.area, panel_width());
+    // x as `[panel of channels][image][pixel][channel]`.
+    let panel_len = s.images * area * width;
+    let panels = s.depth().div_ceil(width);
+    let mut pixels = Scratch::new(panels * panel_len);
+    let out = SharedOutput::new(&mut pixels);
+    (0..panels * s.images).into_par_iter().for_each(|task| {
+        let (panel, image) = (task / s.images, task % s.images);
+        let place = (panel * s.images + image) * area * width;
+        let to = out.pointer(place..place + area * width);
+        // SAFETY: in bounds by `pointer`; every task has its own image of a panel.
+        let to = unsafe { std::slice::from_raw_parts_mut(to, area * width) };
+        let mut begin = 0;
+        for (x, channels) in x.into_iter().zip(s.c_in) {
+            // The part's channels in this panel.
+            let within = |c: usize| c.clamp(begin, begin + channels);
+            let (first, last) = (within(panel * width), within((panel + 1) * width));
+            if first < last {
+                let from = &x[(image * channels + first - begin) * area..];
+                let lane = first - panel * width;
+                planes_to_pixels(from, area, last - first, area, to, |p| p * width + lane);
             }
-        });
-    }
-    let run = |n| Run { a: n * s.c_out * area, b: n * area * cp };
+            begin += channels;
+        }
+    });
+    let run = |n| Run { a: n * s.c_out * area, b: n * area * width };
     let runs: Vec<Run> = (0..s.images).map(run).collect();
     let product = Product {
         a: dy,
         rows: Rows::Every { stride: area, count: s.c_out },
         a_step: 1,
         b: &pixels,
-        b_panel: panel_width(),
-        b_step: cp,
+        b_panel: panel_len,
+        b_step: width,
         runs: &runs,
         run_len: area,
         columns: s.depth(),

@@ -194,10 +194,40 @@ impl Product<'_> {
         assert!(rows.end <= self.rows.len() && panels.end <= self.panels());
         let last = (panels.end * panel_width()).min(self.columns);
         let c = c.pointer(0..(rows.end - 1) * c_row + last);
-        // SAFETY: `check` has proven every read, the line above every write inside bounds.
-        unsafe { block(self, c, c_row, rows, panels) }
+        self.in_depth(|part| {
+            // SAFETY: `check` has proven every read, the line above every write inside bounds.
+            unsafe { block(part, c, c_row, rows.clone(), panels.clone()) }
+        });
+    }
+
+    /// Calls `write` with parts of the sums, [`DEPTH`] terms at most, in their order: each goes on
+    /// from what the one before has written.
+    fn in_depth(&self, mut write: impl FnMut(&Product<'_>)) {
+        if self.runs.len() * self.run_len <= DEPTH {
+            return write(self);
+        }
+        let mut start = self.start;
+        for runs in self.runs.chunks((DEPTH / self.run_len).max(1)) {
+            let parts = self.run_len.div_ceil(DEPTH);
+            for i in 0..parts {
+                let k = split(self.run_len, parts, i);
+                let shift = |run: &Run| Run {
+                    a: run.a + k.start * self.a_step,
+                    b: run.b + k.start * self.b_step,
+                };
+                if parts == 1 {
+                    write(&Product { runs, start, ..*self });
+                } else {
+                    write(&Product { runs: &[shift(&runs[0])], run_len: k.len(), start, ..*self });
+                }
+                start = Start::Existing;
+            }
+        }
     }
 }
+
+/// Terms of the sums that are taken at once: so much of a panel stays in the nearest cache.
+const DEPTH: usize = 384;
 
 /// Part `i` of `parts` nearly equal ranges of `0..n`.
 pub(crate) fn split(n: usize, parts: usize, i: usize) -> Range<usize> {
@@ -387,7 +417,7 @@ mod tests {
     fn every_size_and_start_follows_f64() {
         for m in [1usize, 2, 5, 7, 12, 13, 25] {
             for n in [1usize, 3, 8, 15, 16, 17, 31, 32, 33, 70] {
-                for k in [0usize, 1, 2, 9] {
+                for k in [0usize, 1, 2, 9, 801] {
                     let (a, b, c) = (ramp(m * k + 1, 1), ramp(k * n + n, 2), ramp(m * n, 3));
                     let columns = ramp(n, 4);
                     let rows = ramp(m, 5);
