@@ -7,10 +7,12 @@ use crate::cpu::group_norm::{self, GroupNormShape};
 use crate::cpu::linear::{self, LinearShape};
 use crate::cpu::optimizer;
 use crate::cpu::pointwise_conv::{self, PointwiseShape};
+use crate::cpu::transpose::planes_to_pixels;
 use crate::extension::CpuKernels;
 use crate::{Activation, AdamWStep, ConvGeometry, ParameterState};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Bytes, DType, Flex, Shape, TensorMetadata};
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// The same tensor with its entries in row-major order.
@@ -18,7 +20,43 @@ pub(crate) fn contiguous(x: FlexTensor) -> FlexTensor {
     if x.as_slice::<f32>().is_some() {
         return x;
     }
-    x.to_contiguous()
+    match swapped(&x) {
+        Some(swapped) => tensor(transposed(&swapped), x.shape()),
+        None => x.to_contiguous(),
+    }
+}
+
+/// A tensor whose last two dimensions are swapped in memory, seen as it lies there.
+fn swapped(x: &FlexTensor) -> Option<FlexTensor> {
+    let dims = x.shape().num_dims();
+    let swapped = (dims >= 2).then(|| x.transpose(dims - 2, dims - 1))?;
+    swapped.as_slice::<f32>().is_some().then_some(swapped)
+}
+
+/// The entries of a contiguous tensor with the last two dimensions swapped.
+fn transposed(x: &FlexTensor) -> Vec<f32> {
+    let shape = x.shape();
+    let dims = shape.num_dims();
+    let (rows, columns) = (shape[dims - 2], shape[dims - 1]);
+    let x = entries(x);
+    let mut to = vec![0.0; x.len()];
+    let matrix = (rows * columns).max(1);
+    to.par_chunks_mut(matrix).zip(x.par_chunks(matrix)).for_each(|(to, x)| {
+        planes_to_pixels(x, columns, rows, columns, to, |column| column * rows);
+    });
+    to
+}
+
+/// The same tensor with the last two dimensions swapped in memory, where `like` has them so: what
+/// follows then undoes the swap without a copy.
+fn stored_like(like: &FlexTensor, x: FlexTensor) -> FlexTensor {
+    if like.as_slice::<f32>().is_some() || swapped(like).is_none() {
+        return x;
+    }
+    let mut shape = x.shape();
+    let dims = shape.num_dims();
+    shape.swap(dims - 2, dims - 1);
+    tensor(transposed(&x), shape).transpose(dims - 2, dims - 1)
 }
 
 /// The entries of a tensor made by [`contiguous`].
@@ -380,6 +418,7 @@ impl CpuKernels for Flex {
         let s = attention_shape(&q, &k, &v, scale, causal);
         let mut shape = q.shape();
         shape[3] = s.d_v;
+        let like = q.clone();
         let [q, k, v] = [q, k, v].map(contiguous);
         let (q, k, v) = (entries(&q), entries(&k), entries(&v));
         // SAFETY: `forward` writes all of y, which nobody else knows yet.
@@ -388,7 +427,7 @@ impl CpuKernels for Flex {
                 attention::forward(&s, q, k, v, SharedOutput::uninit(y));
             })
         };
-        tensor(y, shape)
+        stored_like(&like, tensor(y, shape))
     }
 
     fn attention_backward(
@@ -401,6 +440,7 @@ impl CpuKernels for Flex {
     ) -> [FlexTensor; 3] {
         let s = attention_shape(&q, &k, &v, scale, causal);
         let shapes = [q.shape(), k.shape(), v.shape()];
+        let like = q.clone();
         let [q, k, v, dy] = [q, k, v, dy].map(contiguous);
         let (q, k, v, dy) = (entries(&q), entries(&k), entries(&v), entries(&dy));
         let (mut dk, mut dv) = (Vec::new(), Vec::new());
@@ -416,6 +456,7 @@ impl CpuKernels for Flex {
             })
         };
         let [q_shape, k_shape, v_shape] = shapes;
-        [tensor(dq, q_shape), tensor(dk, k_shape), tensor(dv, v_shape)]
+        [(dq, q_shape), (dk, k_shape), (dv, v_shape)]
+            .map(|(grad, shape)| stored_like(&like, tensor(grad, shape)))
     }
 }

@@ -19,7 +19,9 @@ mod optimizer_step;
 pub mod plain;
 
 pub use attention::attention;
-pub use conv::{ConvGeometry, conv2d, linear, pointwise_conv_of_two};
+pub use conv::{
+    ConvAlgorithm, ConvGeometry, conv2d, linear, pointwise_conv_of_two, set_conv_algorithm,
+};
 pub use extension::on_cpu;
 pub use norm::{Activation, group_norm, group_norm_of_two, group_norm_shifted, layer_norm};
 pub use optimizer_step::{AdamWStep, ParameterState, adamw_steps, squared_norm};

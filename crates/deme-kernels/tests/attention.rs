@@ -62,6 +62,20 @@ fn reads_heads_split_off_the_last_dimension() {
 }
 
 #[test]
+fn channels_before_positions_give_the_same_bits() {
+    let all = inputs(11, [2, 3, 40, 40, 24]);
+    let expected = run(attention, all.clone(), 0.3, false).map(bits);
+    // The same values, stored as `[B, heads, d, L]`.
+    let lies_swapped = |x: Tensor<4>| {
+        // Through the host, which is always row-major.
+        let stored = x.swap_dims(2, 3).into_data();
+        Tensor::<4>::from_data(stored, &support::device()).swap_dims(2, 3)
+    };
+    let found = run(attention, all.map(lies_swapped), 0.3, false).map(bits);
+    assert!(found == expected);
+}
+
+#[test]
 fn large_scores_stay_finite() {
     let [q, k, v, g] = inputs(7, [1, 2, 20, 20, 8]);
     check([q * 30.0, k, v, g], 1.0, false);

@@ -11,6 +11,18 @@ pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// How 3x3 convolutions are computed on the CPU
+    #[arg(long, value_enum, default_value = "fast", global = true)]
+    pub convolutions: ConvolutionName,
+}
+
+/// Which algorithm for convolutions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConvolutionName {
+    /// Winograd's where it saves work: relative error up to 3e-6
+    Fast,
+    /// The definition: relative error about 3e-7, takes two to four times as long
+    Exact,
 }
 
 /// The commands.

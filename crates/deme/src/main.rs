@@ -37,6 +37,10 @@ fn main() -> ExitCode {
     };
     miette::set_hook(Box::new(handler)).expect("nothing has set a hook before");
     let arguments = cli::Arguments::parse();
+    deme_kernels::set_conv_algorithm(match arguments.convolutions {
+        cli::ConvolutionName::Fast => deme_kernels::ConvAlgorithm::Fast,
+        cli::ConvolutionName::Exact => deme_kernels::ConvAlgorithm::Exact,
+    });
     let outcome = match arguments.command {
         cli::Command::Run(arguments) => commands::run::run(&arguments),
         cli::Command::Sample(arguments) => commands::sample::run(&arguments),

@@ -6,6 +6,7 @@ use super::product::panel_width;
 use super::simd::{MulAdd, lane_sum, multiversioned};
 use super::{direct_conv, pointwise_conv, winograd};
 use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Sizes of one call: x is `[images, c_in, h, w]`, y `[images, c_out, h_out, w_out]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,13 +48,20 @@ enum Algorithm {
     Direct,
 }
 
+/// Whether [`winograd`] may be chosen; see [`crate::set_conv_algorithm`].
+pub(crate) static WINOGRAD: AtomicBool = AtomicBool::new(true);
+
 /// The choice depends on one image's sizes only, never on the batch: an image's result is the same
 /// alone and in a batch.
 fn algorithm(s: &ConvShape) -> Algorithm {
     let keeps_size = s.stride == 1 && (s.h_out, s.w_out) == (s.h, s.w);
     match s.kernel {
         1 if keeps_size && s.padding_begin == 0 => Algorithm::Pointwise,
-        3 if keeps_size && s.padding_begin == 1 && s.c_in.min(s.c_out) >= 12 => {
+        3 if keeps_size
+            && s.padding_begin == 1
+            && s.c_in.min(s.c_out) >= 12
+            && WINOGRAD.load(Ordering::Relaxed) =>
+        {
             // Multiply-adds per pair of channels, and the transforms' cost in the same unit: those
             // of the data per channel, those of the weights over a batch of nominal size.
             const NOMINAL_BATCH: usize = 16;

@@ -455,7 +455,8 @@ mod tests {
                                     sum += f64::from(a[i * k + l]) * f64::from(b[l * n + j]);
                                 }
                                 let error = (f64::from(found[i * n + j]) - sum).abs();
-                                assert!(error < 1e-5, "{m} {n} {k}: {error}");
+                                let within = 1e-5 + 1e-6 * k as f64;
+                                assert!(error < within, "{m} {n} {k}: {error}");
                             }
                         }
                     }

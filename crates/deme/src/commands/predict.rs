@@ -1,7 +1,7 @@
 //! `deme predict`: one forward pass, to check a model against another implementation.
 
 use burn::tensor::{Tensor, TensorData};
-use deme_diffusion::{UNet2DConfig, load_pipeline};
+use deme_diffusion::{Denoiser, UNet2DConfig, load_pipeline};
 use deme_merge::{StateDict, StoredTensor};
 
 use crate::cli::PredictArguments;
@@ -33,7 +33,7 @@ pub fn run(arguments: &PredictArguments) -> Result<(), Problem> {
         })
         .collect::<Result<_, _>>()?;
     let data = TensorData::new(sample.to_f32()?, shape);
-    let output = model.unet.forward(Tensor::<4>::from_data(data, &device), &timesteps);
+    let output = model.unet.predict(Tensor::<4>::from_data(data, &device), &timesteps);
     let shape = output.dims().to_vec();
     let values = output.into_data().try_into_vec::<f32>().expect("networks compute in f32");
     let mut state = StateDict::default();
