@@ -19,7 +19,7 @@ use crate::ema::Ema;
 use crate::finetune_config::{FinetuneConfig, ImpossibleValue};
 use crate::finetuner::{Finetuner, StepError, StepReport};
 use crate::loss_log::LossLog;
-use crate::micro_batch::MicroBatches;
+use crate::micro_batch::{MicroBatch, MicroBatches};
 use crate::timestep_sampler::TimestepSampler;
 use crate::train_state::{TrainState, TrainStateError};
 use crate::training_images::{DataError, TrainingImages, check_images};
@@ -40,7 +40,7 @@ pub struct FinetuneTask<'a> {
     /// The pictures.
     pub data: &'a dyn TrainingImages,
     /// The indices of so many pictures from an absolute position on: a pure function of both.
-    pub order: &'a dyn Fn(u64, usize) -> Vec<usize>,
+    pub order: &'a (dyn Fn(u64, usize) -> Vec<usize> + Sync),
     /// Seed of timesteps, flips and noise.
     pub seed: u64,
 }
@@ -202,10 +202,18 @@ pub fn finetune(
         }
     }
 
-    while run.iteration() < config.iterations {
-        let first = run.iteration() * config.gradient_accumulation;
+    let prepared = |iteration: u64| -> Vec<MicroBatch> {
+        let first = iteration * config.gradient_accumulation;
         let numbers = first..first + config.gradient_accumulation;
-        let report = run.step(numbers.map(|k| micro_batches.at(k, &device)))?;
+        numbers.map(|k| micro_batches.at(k, &device)).collect()
+    };
+    let mut current = prepared(run.iteration());
+    while run.iteration() < config.iterations {
+        // The next step's pictures and noise are made while this one computes.
+        let next = run.iteration() + 1;
+        let (report, following) = rayon::join(|| run.step(current), || prepared(next));
+        let report = report?;
+        current = following;
 
         let iteration = run.iteration();
         log.add(iteration, &report, config.log_every);

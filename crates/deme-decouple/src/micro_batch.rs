@@ -43,7 +43,7 @@ pub struct MicroBatches<'a> {
     /// The pictures.
     pub data: &'a dyn TrainingImages,
     /// The indices of so many pictures from an absolute position of the data order on.
-    pub order: &'a dyn Fn(u64, usize) -> Vec<usize>,
+    pub order: &'a (dyn Fn(u64, usize) -> Vec<usize> + Sync),
     /// Draws the timesteps.
     pub timesteps: TimestepSampler,
     /// Pictures per micro-batch.

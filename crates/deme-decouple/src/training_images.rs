@@ -2,8 +2,8 @@
 
 use deme_diffusion::{UNet2DModel, UNetConfigError};
 
-/// Prepared pictures by index.
-pub trait TrainingImages {
+/// Prepared pictures by index; read from another thread while a step computes.
+pub trait TrainingImages: Sync {
     /// How many pictures there are.
     fn len(&self) -> usize;
 

@@ -1,7 +1,7 @@
 //! y = x W^T + b on rows, with the weight as PyTorch stores it: `[d_out, d_in]`.
 
 use super::buffer::{Scratch, SharedOutput};
-use super::conv::{pack_rows, packed_panels};
+use super::conv::{pack_rows_into, packed_panels};
 use super::product::{Product, Rows, Start, WHOLE, panel_width};
 use super::transpose::{pixels_to_planes, planes_to_pixels};
 
@@ -83,7 +83,7 @@ pub(crate) unsafe fn input_gradient(
     assert_eq!([dy.len(), dx.len()], [s.rows * s.d_out, s.rows * s.d_in]);
     let width = panel_width();
     // For a few rows the weight is read as it lies: packing it would cost more than its use.
-    let packed = (s.rows > width).then(|| pack_rows(weight, s.d_in, s.d_out, s.d_in));
+    let packed = (s.rows > width).then(|| packed_rows(weight, s.d_out, s.d_in));
     let (b, b_panel, b_step) = match &packed {
         Some(packed) => (&packed[..], s.d_out * width, width),
         None => (weight, width, s.d_in),
@@ -104,33 +104,33 @@ pub(crate) unsafe fn input_gradient(
     unsafe { product.write_parallel(dx, s.d_in) };
 }
 
-/// Rows that [`weight_gradient`] sums at once: what they read of x and dy stays in the second-level
-/// cache.
-const ROWS_AT_ONCE: usize = 256;
-
 /// dW = dy^T x.
 pub(crate) fn weight_gradient(s: &LinearShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
     assert_eq!([x.len(), dy.len()], [s.rows * s.d_in, s.rows * s.d_out]);
     let mut dweight = vec![0.0; s.d_out * s.d_in];
-    for first in (0..s.rows).step_by(ROWS_AT_ONCE) {
-        let rows = ROWS_AT_ONCE.min(s.rows - first);
-        let packed = pack_rows(&x[first * s.d_in..], s.d_in, rows, s.d_in);
-        let product = Product {
-            a: &dy[first * s.d_out..],
-            rows: Rows::Every { stride: 1, count: s.d_out },
-            a_step: s.d_out,
-            b: &packed,
-            b_panel: rows * panel_width(),
-            b_step: panel_width(),
-            runs: WHOLE,
-            run_len: rows,
-            columns: s.d_in,
-            start: if first == 0 { Start::Zero } else { Start::Existing },
-        };
-        // SAFETY: `dweight` is borrowed mutably and initialised.
-        unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };
-    }
+    let packed = packed_rows(x, s.rows, s.d_in);
+    let product = Product {
+        a: dy,
+        rows: Rows::Every { stride: 1, count: s.d_out },
+        a_step: s.d_out,
+        b: &packed,
+        b_panel: s.rows * panel_width(),
+        b_step: panel_width(),
+        runs: WHOLE,
+        run_len: s.rows,
+        columns: s.d_in,
+        start: Start::Zero,
+    };
+    // SAFETY: `dweight` is borrowed mutably.
+    unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };
     dweight
+}
+
+/// `[panel][row][column]` of a row-major matrix.
+fn packed_rows(matrix: &[f32], rows: usize, columns: usize) -> Scratch {
+    packed_panels(rows, columns, |first, used, packed| {
+        pack_rows_into(&matrix[first..], columns, rows, used, rows, 0, packed);
+    })
 }
 
 /// dy summed over the rows, in their order.
@@ -149,6 +149,7 @@ pub(crate) fn bias_gradient(s: &LinearShape, dy: &[f32]) -> Vec<f32> {
         columns: s.d_out,
         start: Start::Zero,
     };
-    product.write(&mut dbias, s.d_out);
+    // SAFETY: `dbias` is borrowed mutably.
+    unsafe { product.write_parallel(SharedOutput::new(&mut dbias), s.d_out) };
     dbias
 }

@@ -253,9 +253,9 @@ unsafe fn block_with<V: Vector>(
     let most = if V::LANES == 16 { 12 } else { 6 };
     let blocks = rows.len().div_ceil(most);
     let depth = p.runs.len() * p.run_len;
-    // Panels that stay in the nearest cache together are taken block by block, which writes each row
-    // of c in one stream; else block after block goes through one panel.
-    let together = panels.len() * depth * width * size_of::<f32>() <= 20 << 10;
+    // Panels that stay in the second-level cache together are taken block by block, which writes each
+    // row of c in one stream; else block after block goes through one panel.
+    let together = panels.len() * depth * width * size_of::<f32>() <= 256 << 10;
     for i in 0..blocks * panels.len() {
         let (panel, block) = match together {
             true => (i % panels.len(), i / panels.len()),
