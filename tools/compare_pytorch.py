@@ -440,7 +440,7 @@ def memory(arguments, wanted):
     import diffusers
     import torch
 
-    lines = ["| network | step | ours | PyTorch | ratio | PyTorch without what it needs before it has a network |", "|---|---|---:|---:|---:|---:|"]
+    lines = ["| network | step | ours | PyTorch | ratio | PyTorch beyond its libraries |", "|---|---|---:|---:|---:|---:|"]
     for name, config, batch, whats, _ in NETWORKS:
         side = config["sample_size"]
         for what in [what for what in whats if what in ("train", "deme") and wanted(f"{name} memory {what}")]:
@@ -450,9 +450,7 @@ def memory(arguments, wanted):
                 diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder)
                 ours = Ours(arguments.threads)
                 ours.ask(f"model {folder} {batch} {side}")
-                for _ in range(4):
-                    ours.ask(what)
-                a = int(ours.ask("memory"))
+                a = int(ours.ask(f"memory {what}"))
                 ours.close()
                 command = [sys.executable, __file__, "--memory-of", folder, str(batch), what]
                 command += ["--threads", str(arguments.threads)]

@@ -4,7 +4,8 @@
 //! It answers each line of standard input with one line. `model FOLDER BATCH SIDE` opens a diffusers folder;
 //! `predict IN OUT` runs it on raw f32 images; every other command does one piece of work and answers with its
 //! seconds: `forward`, `train`, `deme`, `sample STEPS`, or `kernel NAME SIZES.. forward|backward REPEATS`.
-//! `memory` answers with the peak of resident memory in bytes.
+//! `memory train` and `memory deme` take a few steps, keeping nothing that training does not need, and answer
+//! with the peak of resident memory in bytes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
@@ -15,7 +16,7 @@ use burn::tensor::{Device, Tensor};
 use deme_decouple::{EmaConfig, FinetuneConfig, Finetuner, MicroBatch};
 use deme_diffusion::{
     Denoiser, LoadedModel, NoiseSchedule, NoiseScheduleConfig, PredictionType, SamplerConfig,
-    load_pipeline, sample,
+    UNet2DModel, load_pipeline, sample,
 };
 use deme_kernels::{Activation, AdamWStep, ConvGeometry, ParameterState};
 use deme_nn::Init;
@@ -36,7 +37,10 @@ fn main() {
                 opened = Some(Opened::new(folder, batch.parse().unwrap(), side.parse().unwrap()));
                 println!("opened");
             }
-            ["memory"] => println!("{}", peak_memory()),
+            ["memory", what] => {
+                let opened = opened.take().expect("`model` first");
+                println!("{}", opened.memory_of_steps(*what == "deme"));
+            }
             ["kernel", name, rest @ ..] => println!("{}", kernel_seconds(name, rest)),
             command => println!("{}", opened.as_mut().expect("`model` first").run(command)),
         }
@@ -63,24 +67,23 @@ impl Opened {
         Init::new(seed, &Device::flex()).normal::<4>(shape, 1.0)
     }
 
-    /// The finetuner of the whole DeMe step, or of a plain training step.
-    fn finetuner(&self, deme: bool) -> Finetuner {
-        let plain = FinetuneConfig {
-            consistency_weight: 0.0,
-            max_grad_norm: 0.0,
-            ema: EmaConfig { enabled: false, ..EmaConfig::default() },
-            ..FinetuneConfig::default()
-        };
-        let config = if deme { FinetuneConfig::default() } else { plain };
-        let schedule = NoiseSchedule::new(&NoiseScheduleConfig::default()).unwrap();
-        let unet = &self.model.unet;
-        let prediction = PredictionType::Epsilon;
-        Finetuner::new(&config, unet.clone(), Some(unet), &schedule, prediction)
+    fn micro_batch(&self) -> MicroBatch {
+        let t = (0..self.batch).map(|i| i * 1000 / self.batch).collect();
+        MicroBatch { x_0: self.images(0), eps: self.images(1), t }
+    }
+
+    /// Peak memory of a few steps that begin with this model.
+    fn memory_of_steps(self, deme: bool) -> u64 {
+        let micro_batch = self.micro_batch();
+        let mut finetuner = finetuner(self.model.unet, deme);
+        for _ in 0..4 {
+            finetuner.step([micro_batch.clone()]).unwrap();
+        }
+        peak_memory()
     }
 
     fn run(&mut self, command: &[&str]) -> f64 {
-        let t: Vec<usize> = (0..self.batch).map(|i| i * 1000 / self.batch).collect();
-        let (x_0, eps) = (self.images(0), self.images(1));
+        let MicroBatch { x_0, eps, t } = self.micro_batch();
         match command {
             ["predict", from, to] => {
                 let values: Vec<f32> = std::fs::read(from)
@@ -99,7 +102,8 @@ impl Opened {
                 self.model.unet.predict(x_0, &t).into_data();
             }),
             ["train"] => {
-                let mut finetuner = self.train.take().unwrap_or_else(|| self.finetuner(false));
+                let mut finetuner =
+                    self.train.take().unwrap_or_else(|| finetuner(self.model.unet.clone(), false));
                 let seconds = seconds(|| {
                     finetuner.step([MicroBatch { x_0, eps, t }]).unwrap();
                 });
@@ -107,7 +111,8 @@ impl Opened {
                 seconds
             }
             ["deme"] => {
-                let mut finetuner = self.deme.take().unwrap_or_else(|| self.finetuner(true));
+                let mut finetuner =
+                    self.deme.take().unwrap_or_else(|| finetuner(self.model.unet.clone(), true));
                 let seconds = seconds(|| {
                     finetuner.step([MicroBatch { x_0, eps, t }]).unwrap();
                 });
@@ -138,6 +143,20 @@ impl Opened {
             other => panic!("no such command: {other:?}"),
         }
     }
+}
+
+/// The finetuner of the whole DeMe step, or of a plain training step.
+fn finetuner(unet: UNet2DModel, deme: bool) -> Finetuner {
+    let plain = FinetuneConfig {
+        consistency_weight: 0.0,
+        max_grad_norm: 0.0,
+        ema: EmaConfig { enabled: false, ..EmaConfig::default() },
+        ..FinetuneConfig::default()
+    };
+    let config = if deme { FinetuneConfig::default() } else { plain };
+    let schedule = NoiseSchedule::new(&NoiseScheduleConfig::default()).unwrap();
+    let teacher = deme.then(|| unet.clone());
+    Finetuner::new(&config, unet, teacher.as_ref(), &schedule, PredictionType::Epsilon)
 }
 
 /// Mean seconds of one call of a kernel.
