@@ -15,6 +15,7 @@ script.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import platform
@@ -308,6 +309,22 @@ def network_multiply_adds(unet, batch, side):
     return total * batch
 
 
+def in_turns(rounds, ours, peers):
+    """The seconds of `ours()` and of every peer, round by round."""
+
+    def after_a_pause(work):
+        # The other program's threads wait actively for a moment before they sleep.
+        time.sleep(0.02)
+        return work()
+
+    ours_rounds, peer_rounds = [], {name: [] for name in peers}
+    for _ in range(rounds):
+        ours_rounds.append(after_a_pause(ours))
+        for name, peer in peers.items():
+            peer_rounds[name].append(after_a_pause(peer))
+    return ours_rounds, peer_rounds
+
+
 class Table:
     def __init__(self, peak):
         self.peak = peak
@@ -385,11 +402,9 @@ def kernels(arguments, table, wanted):
             once = ours.seconds(f"{line} 2")
             repeats = max(1, min(200, int(0.03 / once)))
             warmed(peers, lambda peer: peer.seconds(direction, 1))
-            ours_rounds, rounds = [], {peer: [] for peer in peers}
-            for _ in range(arguments.rounds):
-                ours_rounds.append(ours.seconds(f"{line} {repeats}"))
-                for peer in peers:
-                    rounds[peer].append(peers[peer].seconds(direction, repeats))
+            calls = {name: functools.partial(peer.seconds, direction, repeats) for name, peer in peers.items()}
+            our_call = functools.partial(ours.seconds, f"{line} {repeats}")
+            ours_rounds, rounds = in_turns(arguments.rounds, our_call, calls)
             work = next(iter(peers.values())).multiply_adds() * (3 if direction == "backward" else 1)
             table.row(text, direction, ours_rounds, rounds, work)
     ours.close()
@@ -423,13 +438,11 @@ def networks(arguments, table, wanted):
             print(f"{label}: largest difference of the outputs {difference:.1e}, outputs up to {expected.abs().max().item():.1f}")
             peers = variants(lambda **how: Network(unet, batch, side, **how), arguments.compile, True)
             for what in whats:
-                once = ours.seconds(what)
+                ours.seconds(what)
                 warmed(peers, lambda peer: peer.seconds(what if not what.startswith("sample") else "sample 1"))
-                ours_rounds, rounds = [], {peer: [] for peer in peers}
-                for _ in range(max(1, round(arguments.rounds * share))):
-                    ours_rounds.append(ours.seconds(what))
-                    for peer in peers:
-                        rounds[peer].append(peers[peer].seconds(what))
+                calls = {name: functools.partial(peer.seconds, what) for name, peer in peers.items()}
+                rounds = max(1, round(arguments.rounds * share))
+                ours_rounds, rounds = in_turns(rounds, functools.partial(ours.seconds, what), calls)
                 passes = {"forward": 1, "train": 3, "deme": 4}.get(what) or int(what.split()[1])
                 table.row(label, what, ours_rounds, rounds, multiply_adds * passes)
             ours.close()
