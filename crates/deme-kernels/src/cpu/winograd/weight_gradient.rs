@@ -24,29 +24,26 @@ pub(crate) fn weight_gradient(
 ) {
     let tiling = Tiling::new(size, [s.h, s.w]);
     let points = size.points();
-    let per_image = tiling.down * tiling.across;
-    // Images in turn, so that the transformed copies stay within a few tens of megabytes.
-    let floats = points * per_image * (padded(s.c_in) + padded(s.c_out));
-    let at_once = ((8 << 20) / floats.max(1)).clamp(1, s.images.max(1));
-    let tiles = at_once * per_image;
-    let v_layout = Layout::panels(tiles, s.c_in);
-    let z_layout = Layout::panels(tiles, s.c_out);
+    // Rows of tiles in turn, so that the transformed copies stay within a few tens of megabytes.
+    let rows = s.images * tiling.down;
+    let floats = points * tiling.across * (padded(s.c_in) + padded(s.c_out));
+    let at_once = ((8 << 20) / floats.max(1)).clamp(1, rows.max(1));
+    let v_layout = Layout::panels(at_once * tiling.across, s.c_in);
+    let z_layout = Layout::panels(at_once * tiling.across, s.c_out);
     let mut v = Scratch::new(points * v_layout.point);
     let mut z = Scratch::new(points * z_layout.point);
-    if s.images == 0 {
+    if rows == 0 {
         dweight.fill(0.0);
     }
     let mut more = Vec::new();
-    for start in (0..s.images).step_by(at_once) {
-        let n = at_once.min(s.images - start);
-        let x = &x[start * s.c_in * s.h * s.w..];
-        let dy = &dy[start * s.c_out * s.h * s.w..];
+    for start in (0..rows).step_by(at_once) {
+        let n = at_once.min(rows - start);
         let (v_out, z_out) = (SharedOutput::new(&mut v), SharedOutput::new(&mut z));
-        let rows = n * tiling.down;
-        let parts = rows.min(4 * rayon::current_num_threads());
+        let parts = n.min(4 * rayon::current_num_threads());
         (0..parts).into_par_iter().for_each(|part| {
-            let rows = split(rows, parts, part);
+            let rows = split(n, parts, part);
             let first = rows.start * tiling.across;
+            let rows = start + rows.start..start + rows.end;
             // SAFETY: every part has its own tiles.
             unsafe {
                 let input = Operand::Input;
@@ -55,7 +52,8 @@ pub(crate) fn weight_gradient(
                 tiling.transform(gradient, dy, s.c_out, rows, z_out, z_layout, first);
             }
         });
-        let operands = Operands { size, v: &v, v_layout, z: &z, z_layout, tiles: n * per_image };
+        let tiles = n * tiling.across;
+        let operands = Operands { size, v: &v, v_layout, z: &z, z_layout, tiles };
         if start == 0 {
             operands.multiply(s, dweight);
         } else {
@@ -66,7 +64,7 @@ pub(crate) fn weight_gradient(
     }
 }
 
-/// The transformed input and output gradient of some images.
+/// The transformed input and output gradient of some rows of tiles.
 struct Operands<'a> {
     size: Size,
     v: &'a [f32],
