@@ -18,16 +18,17 @@ use deme_diffusion::{
     Denoiser, LoadedModel, NoiseSchedule, NoiseScheduleConfig, PredictionType, SamplerConfig,
     UNet2DModel, load_pipeline, sample,
 };
-use deme_kernels::{Activation, AdamWStep, ConvGeometry, ParameterState};
+use deme_kernels::{
+    Activation, AdamWStep, ConvGeometry, GroupNormParameters, GroupNormSettings, ParameterState,
+};
 use deme_nn::Init;
 
 /// The allocator of the command `deme`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: deme_kernels::Allocator = deme_kernels::Allocator;
 
 fn main() {
-    // SAFETY: sets one number of the allocator's, its `mi_option_purge_delay`, as the command does.
-    unsafe { libmimalloc_sys::mi_option_set(15, -1) };
+    deme_kernels::keep_freed_memory();
     let mut opened: Option<Opened> = None;
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
@@ -183,11 +184,11 @@ fn kernel_seconds(name: &str, rest: &[&str]) -> f64 {
         ("group_norm_silu", &[b, c, side, groups]) => {
             let x = init.normal::<4>([b, c, side, side], 1.0);
             let (weight, bias) = (init.normal::<1>([c], 1.0), init.normal::<1>([c], 1.0));
+            let settings = GroupNormSettings { groups, eps: 1e-5, activation: Activation::Silu };
             repeated(repeats, || {
                 let (x, weight, bias) = tracked(backward, (&x, &weight, &bias));
-                let silu = Activation::Silu;
-                let y = deme_kernels::group_norm(x, weight, bias, groups, 1e-5, silu);
-                finish(backward, y);
+                let norm = GroupNormParameters { weight, bias, settings };
+                finish(backward, deme_kernels::group_norm(x, norm));
             })
         }
         ("attention", &[b, heads, l, d]) => {

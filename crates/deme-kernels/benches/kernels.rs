@@ -5,7 +5,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use deme_kernels::{Activation, AdamWStep, ConvGeometry, ParameterState, plain};
+use deme_kernels::{
+    Activation, AdamWStep, ConvGeometry, GroupNormInput, GroupNormParameters, GroupNormSettings,
+    ParameterState, plain,
+};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 use std::time::Duration;
@@ -88,15 +91,16 @@ fn group_norms(c: &mut Criterion) {
         let x = tensor(1, [b, channels, side, side]);
         let rest = vec![tensor(2, [channels]), tensor(3, [channels])];
         let id = format!("{b}x{channels} at {side}, {groups} groups");
-        type Norm = fn(Tensor<4>, Tensor<1>, Tensor<1>, usize, f64, Activation) -> Tensor<4>;
+        type Norm = fn(GroupNormInput, GroupNormParameters) -> Tensor<4>;
+        let settings = GroupNormSettings { groups, eps: 1e-5, activation: Activation::Silu };
         let norms: [(&str, Norm); 2] = [
             ("group_norm kernel", deme_kernels::group_norm),
             ("group_norm plain", plain::group_norm),
         ];
         for (name, norm) in norms {
             both(c, name, &id, (x.clone(), rest.clone()), |x, mut rest| {
-                let bias = rest.pop().unwrap();
-                norm(x, rest.pop().unwrap(), bias, groups, 1e-5, Activation::Silu)
+                let (bias, weight) = (rest.pop().unwrap(), rest.pop().unwrap());
+                norm(x.into(), GroupNormParameters { weight, bias, settings })
             });
         }
     }

@@ -61,7 +61,7 @@ pub fn conv2d(
     if !on_cpu(&x) {
         return plain::conv2d(x, weight, bias, geometry);
     }
-    let bias = bias.unwrap_or_else(|| zeros(&x, weight.dims()[0]));
+    let bias = bias.unwrap_or_else(|| no_bias(&x, weight.dims()[0]));
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(Dispatch::conv2d(x, weight, bias, geometry))
 }
@@ -79,7 +79,7 @@ pub fn pointwise_conv_of_two(
     if !x.iter().all(on_cpu) {
         return plain::pointwise_conv_of_two(x, weight, bias);
     }
-    let bias = bias.unwrap_or_else(|| zeros(&x[0], weight.dims()[0]));
+    let bias = bias.unwrap_or_else(|| no_bias(&x[0], weight.dims()[0]));
     let [x, more] = x.map(Tensor::into_dispatch);
     let (weight, bias) = (weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(Dispatch::pointwise_conv_of_two(x, more, weight, bias))
@@ -97,12 +97,12 @@ pub fn linear<const D: usize>(
     if !on_cpu(&x) {
         return plain::linear(x, weight, bias);
     }
-    let bias = bias.unwrap_or_else(|| zeros(&x, weight.dims()[0]));
+    let bias = bias.unwrap_or_else(|| no_bias(&x, weight.dims()[0]));
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(Dispatch::linear(x, weight, bias))
 }
 
 /// The bias of a layer that has none.
-fn zeros<const D: usize>(x: &Tensor<D>, len: usize) -> Tensor<1> {
+pub(crate) fn no_bias<const D: usize>(x: &Tensor<D>, len: usize) -> Tensor<1> {
     Tensor::zeros([len], &x.device()).without_autodiff()
 }

@@ -4,7 +4,7 @@
 //! the same wrapped in autodiff. [`CpuKernels`] is the forward and backward arithmetic below it.
 //! A device without kernels never gets here: the public functions send it to the plain path.
 
-use crate::{Activation, ConvGeometry};
+use crate::{ConvGeometry, GroupNormSettings};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -47,18 +47,29 @@ pub fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
 /// The operations as tensors see them; differentiable on an autodiff backend.
 #[backend_extension(Autodiff, Flex)]
 pub(crate) trait KernelOps: Backend {
-    /// See [`crate::group_norm`], [`crate::group_norm_shifted`] and [`crate::group_norm_of_two`]: the
-    /// channels of `more` follow those of `x`, and `shift` is added; either may have no entries.
-    #[allow(clippy::too_many_arguments)]
+    /// See [`crate::group_norm`]: the channels of `more` follow those of `x`, and `shift` is added;
+    /// either may have no entries.
     fn group_norm(
         x: FloatTensor<Self>,
         more: FloatTensor<Self>,
         shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        activation: Activation,
+        settings: GroupNormSettings,
+    ) -> FloatTensor<Self>;
+
+    /// See [`crate::group_norm_conv2d`].
+    #[allow(clippy::too_many_arguments)]
+    fn group_norm_conv2d(
+        x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        norm_weight: FloatTensor<Self>,
+        norm_bias: FloatTensor<Self>,
+        settings: GroupNormSettings,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
     ) -> FloatTensor<Self>;
 
     /// See [`crate::conv2d`].
@@ -102,21 +113,27 @@ pub(crate) trait CpuKernels: Backend {
         shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        activation: Activation,
+        settings: GroupNormSettings,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// The output once more, from the statistics.
+    fn group_norm_forward_again(
+        x: [FloatTensor<Self>; 2],
+        shift: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        stats: FloatTensor<Self>,
+        settings: GroupNormSettings,
+    ) -> FloatTensor<Self>;
+
     /// The gradients of both parts of x, shift, weight and bias.
-    #[allow(clippy::too_many_arguments)]
     fn group_norm_backward(
         x: [FloatTensor<Self>; 2],
         shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         stats: FloatTensor<Self>,
-        groups: usize,
-        activation: Activation,
+        settings: GroupNormSettings,
         dy: FloatTensor<Self>,
     ) -> [FloatTensor<Self>; 5];
 
@@ -193,11 +210,24 @@ impl KernelOps for Flex {
         shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        activation: Activation,
+        settings: GroupNormSettings,
     ) -> FloatTensor<Self> {
-        Self::group_norm_forward([x, more], shift, weight, bias, groups, eps, activation).0
+        Self::group_norm_forward([x, more], shift, weight, bias, settings).0
+    }
+
+    fn group_norm_conv2d(
+        x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        norm_weight: FloatTensor<Self>,
+        norm_bias: FloatTensor<Self>,
+        settings: GroupNormSettings,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
+    ) -> FloatTensor<Self> {
+        let x = Self::group_norm(x, more, shift, norm_weight, norm_bias, settings);
+        Self::conv2d_forward(x, weight, bias, geometry)
     }
 
     fn pointwise_conv_of_two(
@@ -318,8 +348,8 @@ impl<B: CpuKernels> Backward<B, 3> for Conv2dBackward {
 struct GroupNormBackward;
 
 impl<B: CpuKernels> Backward<B, 5> for GroupNormBackward {
-    /// Both parts of x, shift, weight, bias; their statistics; groups and activation.
-    type State = ([NodeId; 5], FloatTensor<B>, usize, Activation);
+    /// Both parts of x, shift, weight, bias; their statistics.
+    type State = ([NodeId; 5], FloatTensor<B>, GroupNormSettings);
 
     fn backward(
         self,
@@ -328,12 +358,57 @@ impl<B: CpuKernels> Backward<B, 5> for GroupNormBackward {
         checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<B>(&ops.node);
-        let (inputs, stats, groups, activation) = ops.state;
+        let (inputs, stats, settings) = ops.state;
         let [x, more, shift, weight, bias] =
             inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
-        let x = [x, more];
-        let all = B::group_norm_backward(x, shift, weight, bias, stats, groups, activation, dy);
+        let all = B::group_norm_backward([x, more], shift, weight, bias, stats, settings, dy);
         for (parent, grad) in ops.parents.into_iter().zip(all) {
+            if let Some(node) = parent {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+    }
+}
+
+/// Keeps the norm's input and statistics, not the convolution's input between the two.
+#[derive(Debug)]
+struct GroupNormConv2dBackward;
+
+impl<B: CpuKernels> Backward<B, 7> for GroupNormConv2dBackward {
+    /// Both parts of x, shift, the norm's weight and bias, the convolution's weight; the statistics.
+    type State = ([NodeId; 6], FloatTensor<B>, GroupNormSettings, ConvGeometry);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 7>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (inputs, stats, settings, geometry) = ops.state;
+        let [x, more, shift, norm_weight, norm_bias, weight] =
+            inputs.map(|id| checkpointer.retrieve_node_output::<FloatTensor<B>>(id));
+        let x = [x, more];
+        let [of_norm @ .., of_weight, of_bias] = ops.parents;
+        let wanted = [of_norm.iter().any(Option::is_some), of_weight.is_some(), of_bias.is_some()];
+        let normed = B::group_norm_forward_again(
+            x.clone(),
+            shift.clone(),
+            norm_weight.clone(),
+            norm_bias.clone(),
+            stats.clone(),
+            settings,
+        );
+        let [dnormed, dweight, dbias] = B::conv2d_backward(normed, weight, geometry, dy, wanted);
+        for (parent, grad) in [(of_weight, dweight), (of_bias, dbias)] {
+            if let (Some(node), Some(grad)) = (parent, grad) {
+                grads.register::<B>(node.id, grad);
+            }
+        }
+        let Some(dnormed) = dnormed else { return };
+        let all =
+            B::group_norm_backward(x, shift, norm_weight, norm_bias, stats, settings, dnormed);
+        for (parent, grad) in of_norm.into_iter().zip(all) {
             if let Some(node) = parent {
                 grads.register::<B>(node.id, grad);
             }
@@ -373,9 +448,7 @@ impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
         shift: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
-        groups: usize,
-        eps: f64,
-        activation: Activation,
+        settings: GroupNormSettings,
     ) -> FloatTensor<Self> {
         let prepared = GroupNormBackward
             .prepare::<C>([x.node(), more.node(), shift.node(), weight.node(), bias.node()])
@@ -387,17 +460,48 @@ impl<B: CpuKernels, C: CheckpointStrategy> KernelOps for Autodiff<B, C> {
                 let inputs =
                     [&x, &more, &shift, &weight, &bias].map(|input| prep.checkpoint(input));
                 let [x, more, shift, weight, bias] = [x, more, shift, weight, bias].map(parts);
-                let x = [x, more];
-                let (y, stats) =
-                    B::group_norm_forward(x, shift, weight, bias, groups, eps, activation);
-                prep.finish((inputs, stats, groups, activation), y)
+                let (y, stats) = B::group_norm_forward([x, more], shift, weight, bias, settings);
+                prep.finish((inputs, stats, settings), y)
             }
             OpsKind::UnTracked(prep) => {
                 let [x, more, shift, weight, bias] = [x, more, shift, weight, bias].map(parts);
-                let x = [x, more];
-                prep.finish(
-                    B::group_norm_forward(x, shift, weight, bias, groups, eps, activation).0,
-                )
+                prep.finish(B::group_norm_forward([x, more], shift, weight, bias, settings).0)
+            }
+        }
+    }
+
+    fn group_norm_conv2d(
+        x: FloatTensor<Self>,
+        more: FloatTensor<Self>,
+        shift: FloatTensor<Self>,
+        norm_weight: FloatTensor<Self>,
+        norm_bias: FloatTensor<Self>,
+        settings: GroupNormSettings,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        geometry: ConvGeometry,
+    ) -> FloatTensor<Self> {
+        let kept = [&x, &more, &shift, &norm_weight, &norm_bias, &weight];
+        let [n0, n1, n2, n3, n4, n5] = kept.map(|input| input.node());
+        let prepared = GroupNormConv2dBackward
+            .prepare::<C>([n0, n1, n2, n3, n4, n5, bias.node()])
+            .compute_bound()
+            .stateful();
+        let forward = |all: [FloatTensor<Self>; 7]| {
+            let [x, more, shift, norm_weight, norm_bias, weight, bias] =
+                all.map(|input| input.into_primitive());
+            let (normed, stats) =
+                B::group_norm_forward([x, more], shift, norm_weight, norm_bias, settings);
+            (B::conv2d_forward(normed, weight, bias, geometry), stats)
+        };
+        match prepared {
+            OpsKind::Tracked(mut prep) => {
+                let inputs = kept.map(|input| prep.checkpoint(input));
+                let (y, stats) = forward([x, more, shift, norm_weight, norm_bias, weight, bias]);
+                prep.finish((inputs, stats, settings, geometry), y)
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(forward([x, more, shift, norm_weight, norm_bias, weight, bias]).0)
             }
         }
     }

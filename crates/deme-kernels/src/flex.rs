@@ -9,7 +9,7 @@ use crate::cpu::optimizer;
 use crate::cpu::pointwise_conv::{self, PointwiseShape};
 use crate::cpu::transpose::planes_to_pixels;
 use crate::extension::CpuKernels;
-use crate::{Activation, AdamWStep, ConvGeometry, ParameterState};
+use crate::{Activation, AdamWStep, ConvGeometry, GroupNormSettings, ParameterState};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Bytes, DType, Flex, Shape, TensorMetadata};
 use rayon::prelude::*;
@@ -108,6 +108,16 @@ fn group_norm_shape(x: &[FlexTensor; 2], groups: usize) -> GroupNormShape {
     );
     let area = shape[2..].iter().product();
     GroupNormShape { images, channels, area, groups }
+}
+
+/// The kernel's view of contiguous parameters.
+fn affine<'a>(
+    weight: &'a FlexTensor,
+    bias: &'a FlexTensor,
+    settings: GroupNormSettings,
+) -> group_norm::Affine<'a> {
+    let silu = settings.activation == Activation::Silu;
+    group_norm::Affine { weight: entries(weight), bias: entries(bias), silu }
 }
 
 /// The kernel's view of contiguous tensors.
@@ -217,26 +227,45 @@ impl CpuKernels for Flex {
         shift: FlexTensor,
         weight: FlexTensor,
         bias: FlexTensor,
-        groups: usize,
-        eps: f64,
-        activation: Activation,
+        settings: GroupNormSettings,
     ) -> (FlexTensor, FlexTensor) {
-        let shape = group_norm_shape(&x, groups);
+        let shape = group_norm_shape(&x, settings.groups);
         let x = x.map(contiguous);
         let [shift, weight, bias] = [shift, weight, bias].map(contiguous);
-        let silu = activation == Activation::Silu;
-        let mut stats = vec![[0.0f32; 2]; shape.images * groups];
-        let (w, b) = (entries(&weight), entries(&bias));
-        let input = group_norm_input(&x, &shift);
-        let len = shape.images * shape.channels * shape.area;
+        let mut stats = vec![[0.0f32; 2]; shape.images * shape.groups];
+        let (input, affine) = (group_norm_input(&x, &shift), affine(&weight, &bias, settings));
         // SAFETY: `forward` writes one y for every x.
         let y = unsafe {
-            filled(len, |y| group_norm::forward(shape, &input, w, b, eps, silu, y, &mut stats))
+            filled(shape.len(), |y| {
+                group_norm::forward(shape, &input, affine, settings.eps, y, &mut stats);
+            })
         };
-        let stats = tensor(stats.into_flattened(), [shape.images, groups, 2]);
+        let stats = tensor(stats.into_flattened(), [shape.images, shape.groups, 2]);
         let mut y_shape = x[0].shape();
         y_shape[1] = shape.channels;
         (tensor(y, y_shape), stats)
+    }
+
+    fn group_norm_forward_again(
+        x: [FlexTensor; 2],
+        shift: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        stats: FlexTensor,
+        settings: GroupNormSettings,
+    ) -> FlexTensor {
+        let shape = group_norm_shape(&x, settings.groups);
+        let x = x.map(contiguous);
+        let [shift, weight, bias] = [shift, weight, bias].map(contiguous);
+        let (stats, _) = entries(&stats).as_chunks::<2>();
+        let (input, affine) = (group_norm_input(&x, &shift), affine(&weight, &bias, settings));
+        // SAFETY: `forward_again` writes one y for every x.
+        let y = unsafe {
+            filled(shape.len(), |y| group_norm::forward_again(shape, &input, affine, stats, y))
+        };
+        let mut y_shape = x[0].shape();
+        y_shape[1] = shape.channels;
+        tensor(y, y_shape)
     }
 
     fn group_norm_backward(
@@ -245,22 +274,20 @@ impl CpuKernels for Flex {
         weight: FlexTensor,
         bias: FlexTensor,
         stats: FlexTensor,
-        groups: usize,
-        activation: Activation,
+        settings: GroupNormSettings,
         dy: FlexTensor,
     ) -> [FlexTensor; 5] {
-        let shape = group_norm_shape(&x, groups);
+        let shape = group_norm_shape(&x, settings.groups);
         let x = x.map(contiguous);
         let [shift, weight, bias, dy] = [shift, weight, bias, dy].map(contiguous);
-        let silu = activation == Activation::Silu;
         let (stats, _) = entries(&stats).as_chunks::<2>();
-        let (w, b, dy) = (entries(&weight), entries(&bias), entries(&dy));
-        let input = group_norm_input(&x, &shift);
+        let (input, affine) = (group_norm_input(&x, &shift), affine(&weight, &bias, settings));
+        let dy = entries(&dy);
         let mut grads = None;
         // SAFETY: `backward` writes one dx for every x of both parts.
         let dx = unsafe {
             filled_two(input.parts.map(<[f32]>::len), |dx| {
-                grads = Some(group_norm::backward(shape, &input, w, b, stats, silu, dy, dx));
+                grads = Some(group_norm::backward(shape, &input, affine, stats, dy, dx));
             })
         };
         let grads = grads.expect("`filled_two` calls its function");

@@ -9,6 +9,7 @@
 //!
 //! Not here: layers with parameters (`deme-nn`), networks, losses.
 
+mod allocator;
 mod attention;
 mod conv;
 mod cpu;
@@ -18,10 +19,14 @@ mod norm;
 mod optimizer_step;
 pub mod plain;
 
+pub use allocator::{Allocator, keep_freed_memory};
 pub use attention::attention;
 pub use conv::{
     ConvAlgorithm, ConvGeometry, conv2d, linear, pointwise_conv_of_two, set_conv_algorithm,
 };
 pub use extension::on_cpu;
-pub use norm::{Activation, group_norm, group_norm_of_two, group_norm_shifted, layer_norm};
+pub use norm::{
+    Activation, GroupNormInput, GroupNormParameters, GroupNormSettings, group_norm,
+    group_norm_conv2d, layer_norm,
+};
 pub use optimizer_step::{AdamWStep, ParameterState, adamw_steps, squared_norm};

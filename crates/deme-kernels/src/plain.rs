@@ -3,7 +3,10 @@
 //! This path serves every device that has no kernel of its own and every float type but f32, and
 //! is what the kernels are tested against. It is differentiable through Burn's own operations.
 
-use crate::{Activation, AdamWStep, ConvGeometry, ParameterState};
+use crate::{
+    Activation, AdamWStep, ConvGeometry, GroupNormInput, GroupNormParameters, GroupNormSettings,
+    ParameterState,
+};
 use burn::tensor::ops::{ConvOptions, PadMode};
 use burn::tensor::{Bool, Tensor, activation, module};
 
@@ -36,14 +39,10 @@ pub fn linear<const D: usize>(
 }
 
 /// [`crate::group_norm`] by reductions and elementwise operations.
-pub fn group_norm(
-    x: Tensor<4>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    groups: usize,
-    eps: f64,
-    activation: Activation,
-) -> Tensor<4> {
+pub fn group_norm(x: impl Into<GroupNormInput>, norm: GroupNormParameters) -> Tensor<4> {
+    let GroupNormParameters { weight, bias, settings } = norm;
+    let GroupNormSettings { groups, eps, activation } = settings;
+    let x = x.into().into_tensor();
     let [b, c, h, w] = x.dims();
     let x = x.reshape([b, groups, c / groups * h * w]);
     let mean = x.clone().mean_dim(2);
@@ -57,30 +56,15 @@ pub fn group_norm(
     }
 }
 
-/// [`crate::group_norm_shifted`] by an addition before it.
-pub fn group_norm_shifted(
-    x: Tensor<4>,
-    shift: Tensor<2>,
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    groups: usize,
-    eps: f64,
-    activation: Activation,
+/// [`crate::group_norm_conv2d`] by one after the other.
+pub fn group_norm_conv2d(
+    x: impl Into<GroupNormInput>,
+    norm: GroupNormParameters,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    geometry: ConvGeometry,
 ) -> Tensor<4> {
-    let [b, c] = shift.dims();
-    group_norm(x + shift.reshape([b, c, 1, 1]), weight, bias, groups, eps, activation)
-}
-
-/// [`crate::group_norm_of_two`] by a concatenation before it.
-pub fn group_norm_of_two(
-    x: [Tensor<4>; 2],
-    weight: Tensor<1>,
-    bias: Tensor<1>,
-    groups: usize,
-    eps: f64,
-    activation: Activation,
-) -> Tensor<4> {
-    group_norm(Tensor::cat(x.to_vec(), 1), weight, bias, groups, eps, activation)
+    conv2d(group_norm(x, norm), weight, bias, geometry)
 }
 
 /// [`crate::pointwise_conv_of_two`] by a concatenation before it.

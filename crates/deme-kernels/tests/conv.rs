@@ -259,3 +259,10 @@ fn an_untracked_input_needs_no_gradient() {
     let scale = largest(&expected.dweight);
     assert_close(f64(weight.grad(&grads).unwrap()), expected.dweight, 1e-5, scale, "dweight");
 }
+
+#[test]
+fn large_planes_are_summed_in_parts() {
+    // One image of more pixels than are packed at once, and two that are packed in turn.
+    check(&Inputs::new(60, [1, 5, 620, 610], 2, 1, ConvGeometry::same(1)));
+    check(&Inputs::new(61, [2, 5, 450, 451], 2, 1, ConvGeometry::same(1)));
+}

@@ -4,21 +4,25 @@
 mod support;
 
 use burn::tensor::Tensor;
-use deme_kernels::{Activation, group_norm, group_norm_of_two, group_norm_shifted, plain};
+use deme_kernels::{
+    Activation, ConvGeometry, GroupNormInput, GroupNormParameters, GroupNormSettings, conv2d,
+    group_norm, group_norm_conv2d, plain,
+};
 use proptest::prelude::*;
 use support::{assert_close, bits, f64, largest, on_threads, tensor};
 
 const EPS: f64 = 1e-5;
 
-type Norm = fn(Tensor<4>, Tensor<1>, Tensor<1>, usize, f64, Activation) -> Tensor<4>;
+type Norm = fn(GroupNormInput, GroupNormParameters) -> Tensor<4>;
 
 /// Output and the gradients of x, weight and bias of sum(y g).
 fn run(norm: Norm, inputs: &Inputs) -> (Tensor<4>, [Tensor<4>; 1], [Tensor<1>; 2]) {
-    let Inputs { x, weight, bias, g, groups, activation } = inputs.clone();
-    let x = x.autodiff().require_grad();
+    let x = inputs.x.clone().autodiff().require_grad();
+    let GroupNormParameters { weight, bias, settings } = inputs.parameters();
     let [weight, bias] = [weight, bias].map(|t| t.autodiff().require_grad());
-    let y = norm(x.clone(), weight.clone(), bias.clone(), groups, EPS, activation);
-    let grads = (y.clone() * g.autodiff()).sum().backward();
+    let parameters = GroupNormParameters { weight: weight.clone(), bias: bias.clone(), settings };
+    let y = norm(x.clone().into(), parameters);
+    let grads = (y.clone() * inputs.g.clone().autodiff()).sum().backward();
     let (dw, db) = (weight.grad(&grads).unwrap(), bias.grad(&grads).unwrap());
     (y.inner(), [x.grad(&grads).unwrap()], [dw, db])
 }
@@ -42,6 +46,21 @@ impl Inputs {
             g: tensor(seed + 3, shape),
             groups,
             activation,
+        }
+    }
+
+    /// The first `first` channels, and the others.
+    fn parts(&self, first: usize) -> [Tensor<4>; 2] {
+        let rest = self.x.dims()[1] - first;
+        [self.x.clone().narrow(1, 0, first), self.x.clone().narrow(1, first, rest)]
+    }
+
+    fn parameters(&self) -> GroupNormParameters {
+        let Self { weight, bias, groups, activation, .. } = self.clone();
+        GroupNormParameters {
+            weight,
+            bias,
+            settings: GroupNormSettings { groups, eps: EPS, activation },
         }
     }
 
@@ -79,22 +98,19 @@ proptest! {
     }
 }
 
-type NormOfTwo = fn([Tensor<4>; 2], Tensor<1>, Tensor<1>, usize, f64, Activation) -> Tensor<4>;
-
 /// Output and the gradients of both parts, weight and bias of sum(y g), where the first `first`
 /// channels are the first part.
 fn run_of_two(
-    norm: NormOfTwo,
+    norm: Norm,
     inputs: &Inputs,
     first: usize,
 ) -> (Tensor<4>, [Tensor<4>; 2], [Tensor<1>; 2]) {
-    let Inputs { x, weight, bias, g, groups, activation } = inputs.clone();
-    let rest = x.dims()[1] - first;
-    let parts = [x.clone().narrow(1, 0, first), x.narrow(1, first, rest)];
-    let parts = parts.map(|x| x.autodiff().require_grad());
+    let parts = inputs.parts(first).map(|x| x.autodiff().require_grad());
+    let GroupNormParameters { weight, bias, settings } = inputs.parameters();
     let [weight, bias] = [weight, bias].map(|t| t.autodiff().require_grad());
-    let y = norm(parts.clone(), weight.clone(), bias.clone(), groups, EPS, activation);
-    let grads = (y.clone() * g.autodiff()).sum().backward();
+    let parameters = GroupNormParameters { weight: weight.clone(), bias: bias.clone(), settings };
+    let y = norm(GroupNormInput::of_two(parts.clone()), parameters);
+    let grads = (y.clone() * inputs.g.clone().autodiff()).sum().backward();
     let (dw, db) = (weight.grad(&grads).unwrap(), bias.grad(&grads).unwrap());
     (y.inner(), parts.map(|x| x.grad(&grads).unwrap()), [dw, db])
 }
@@ -110,13 +126,13 @@ proptest! {
         prop_assume!(channels > 1);
         let first = 1 + first % (channels - 1);
         let inputs = Inputs::new(seed, [b, channels, h, w], groups, Activation::Silu);
-        let (y, dx, [dw, db]) = run_of_two(group_norm_of_two, &inputs, first);
+        let (y, dx, [dw, db]) = run_of_two(group_norm, &inputs, first);
         let (y_one, [dx_one], [dw_one, db_one]) = run(group_norm, &inputs);
         // The same arithmetic, so the same bits.
         prop_assert!(bits(y) == bits(y_one));
         prop_assert!(bits(Tensor::cat(dx.to_vec(), 1)) == bits(dx_one));
         prop_assert!(bits(dw) == bits(dw_one) && bits(db) == bits(db_one));
-        let plain = run_of_two(plain::group_norm_of_two, &inputs.in_f64(), first);
+        let plain = run_of_two(plain::group_norm, &inputs.in_f64(), first);
         let expected = run(plain::group_norm, &inputs.in_f64());
         assert_close(plain.0, expected.0, 1e-12, 1.0, "plain y");
     }
@@ -129,19 +145,15 @@ proptest! {
         let channels = groups * per_group;
         let i = Inputs::new(seed, [b, channels, h, w], groups, Activation::Silu);
         let shift: Tensor<2> = tensor(seed + 9, [b, channels]);
-        type Shifted = fn(
-            Tensor<4>, Tensor<2>, Tensor<1>, Tensor<1>, usize, f64, Activation,
-        ) -> Tensor<4>;
-        let run = |norm: Shifted, i: &Inputs, shift: Tensor<2>| {
+        let run = |norm: Norm, i: &Inputs, shift: Tensor<2>| {
             let x = i.x.clone().autodiff().require_grad();
             let shift = shift.autodiff().require_grad();
-            let (weight, bias) = (i.weight.clone(), i.bias.clone());
-            let y = norm(x.clone(), shift.clone(), weight, bias, groups, EPS, i.activation);
+            let y = norm(GroupNormInput::shifted(x.clone(), shift.clone()), i.parameters());
             let grads = (y.clone() * i.g.clone().autodiff()).sum().backward();
             (y.inner(), x.grad(&grads).unwrap(), shift.grad(&grads).unwrap())
         };
-        let (y, dx, dshift) = run(group_norm_shifted, &i, shift.clone());
-        let (y64, dx64, dshift64) = run(plain::group_norm_shifted, &i.in_f64(), f64(shift));
+        let (y, dx, dshift) = run(group_norm, &i, shift.clone());
+        let (y64, dx64, dshift64) = run(plain::group_norm, &i.in_f64(), f64(shift));
         assert_close(f64(y), y64.clone(), 1e-5, largest(&y64).max(1.0), "y");
         let scale = largest(&dx64).max(1.0);
         assert_close(f64(dx), dx64, 2e-5, scale, "dx");
@@ -159,16 +171,9 @@ fn follows_the_plain_path_on_a_large_group() {
 fn a_mean_far_from_zero_costs_no_precision() {
     let mut inputs = Inputs::new(6, [2, 8, 16, 16], 4, Activation::None);
     inputs.x = inputs.x * 0.01 + 100.0;
-    let y = group_norm(
-        inputs.x.clone(),
-        inputs.weight.clone(),
-        inputs.bias.clone(),
-        4,
-        EPS,
-        Activation::None,
-    );
+    let y = group_norm(inputs.x.clone(), inputs.parameters());
     let i = inputs.in_f64();
-    let expected = plain::group_norm(i.x, i.weight, i.bias, 4, EPS, Activation::None);
+    let expected = plain::group_norm(i.x.clone(), i.parameters());
     assert_close(f64(y), expected, 1e-3, 1.0, "y");
 }
 
@@ -191,8 +196,7 @@ fn threads_and_batch_do_not_change_a_bit() {
     assert!(one == three);
     for i in 0..5 {
         let image = inputs.x.clone().narrow(0, i, 1);
-        let (w, b) = (inputs.weight.clone(), inputs.bias.clone());
-        let alone = group_norm(image, w, b, 4, EPS, Activation::Silu);
+        let alone = group_norm(image, inputs.parameters());
         assert!(bits(alone)[..] == one[0][i * 12 * 63..(i + 1) * 12 * 63]);
     }
 }
@@ -205,8 +209,8 @@ fn gradients_are_the_slopes() {
     let slope = (dx * direction.clone()).sum().into_scalar::<f64>();
     let loss = |h: f64| {
         let i = inputs.in_f64();
-        let x = i.x + f64(direction.clone()) * h;
-        let y = plain::group_norm(x, i.weight, i.bias, 2, EPS, Activation::Silu);
+        let x = i.x.clone() + f64(direction.clone()) * h;
+        let y = plain::group_norm(x, i.parameters());
         (y * i.g).sum().into_scalar::<f64>()
     };
     let expected = (loss(1e-4) - loss(-1e-4)) / 2e-4;
@@ -217,7 +221,122 @@ fn gradients_are_the_slopes() {
 fn only_tracked_inputs_get_gradients() {
     let inputs = Inputs::new(13, [2, 4, 3, 3], 2, Activation::None);
     let weight = inputs.weight.clone().autodiff().require_grad();
-    let y = group_norm(inputs.x, weight.clone(), inputs.bias, 2, EPS, Activation::None);
+    let parameters = GroupNormParameters { weight: weight.clone(), ..inputs.parameters() };
+    let y = group_norm(inputs.x, parameters);
     let grads = y.sum().backward();
     assert!(weight.grad(&grads).is_some());
+}
+
+/// What [`group_norm_conv2d`] reads: x with the others of its form, then norm and convolution.
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    One,
+    Shifted,
+    OfTwo(usize),
+}
+
+/// Output and all gradients of sum(y g) for a norm and a convolution by `layer`.
+fn run_normed_conv(
+    layer: fn(
+        GroupNormInput,
+        GroupNormParameters,
+        Tensor<4>,
+        Option<Tensor<1>>,
+        ConvGeometry,
+    ) -> Tensor<4>,
+    inputs: &Inputs,
+    form: Form,
+    c_out: usize,
+    in_f64: bool,
+) -> Vec<Tensor<1>> {
+    let shape = inputs.x.dims();
+    let like = |x: Tensor<1>| if in_f64 { f64(x) } else { x };
+    let inputs = if in_f64 { inputs.in_f64() } else { inputs.clone() };
+    let leaf = |seed, n| like(tensor(seed, [n])).autodiff().require_grad();
+    let (weight, bias) = (leaf(50, c_out * shape[1] * 9), leaf(51, c_out));
+    let shift = leaf(52, shape[0] * shape[1]);
+    let tracked = |x: Tensor<4>| x.autodiff().require_grad();
+    let (x, parts) = match form {
+        Form::One => {
+            let x = tracked(inputs.x.clone());
+            (x.clone().into(), vec![x])
+        }
+        Form::Shifted => {
+            let x = tracked(inputs.x.clone());
+            let shift = shift.clone().reshape([shape[0], shape[1]]);
+            (GroupNormInput::shifted(x.clone(), shift), vec![x])
+        }
+        Form::OfTwo(first) => {
+            let parts = inputs.parts(first).map(tracked);
+            (GroupNormInput::of_two(parts.clone()), parts.to_vec())
+        }
+    };
+    let GroupNormParameters { weight: scale, bias: offset, settings } = inputs.parameters();
+    let [scale, offset] = [scale, offset].map(|t| t.autodiff().require_grad());
+    let norm = GroupNormParameters { weight: scale.clone(), bias: offset.clone(), settings };
+    let kernel = weight.clone().reshape([c_out, shape[1], 3, 3]);
+    let y = layer(x, norm, kernel, Some(bias.clone()), ConvGeometry::same(3));
+    let g = f64(tensor(53, y.dims())).cast(y.dtype());
+    let grads = (y.clone() * g.autodiff()).sum().backward();
+    let mut all = vec![y.inner().flatten(0, 3)];
+    all.extend(parts.iter().map(|x| x.grad(&grads).unwrap().flatten(0, 3)));
+    all.extend([scale, offset, weight, bias].map(|x| x.grad(&grads).unwrap()));
+    if matches!(form, Form::Shifted) {
+        all.push(shift.grad(&grads).unwrap());
+    }
+    all
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn a_convolution_behind_it_sees_the_same_tensor(
+        seed in 0u64..1000, b in 1usize..4, groups in 1usize..4, per_group in 1usize..5,
+        first in 0usize..100, form in 0usize..3, c_out in 1usize..6, h in 1usize..9, w in 2usize..12,
+    ) {
+        let channels = groups * per_group;
+        let form = match form {
+            0 => Form::One,
+            1 => Form::Shifted,
+            _ if channels == 1 => Form::One,
+            _ => Form::OfTwo(1 + first % (channels - 1)),
+        };
+        let inputs = Inputs::new(seed, [b, channels, h, w], groups, Activation::Silu);
+        let one = run_normed_conv(group_norm_conv2d, &inputs, form, c_out, false);
+        let two = run_normed_conv(
+            |x, norm, weight, bias, geometry| conv2d(group_norm(x, norm), weight, bias, geometry),
+            &inputs, form, c_out, false,
+        );
+        // The normalised tensor of the backward pass is computed by the same arithmetic.
+        prop_assert!(one.len() == two.len());
+        for (one, two) in one.iter().zip(two) {
+            prop_assert!(bits(one.clone()) == bits(two));
+        }
+        let plain = run_normed_conv(plain::group_norm_conv2d, &inputs, form, c_out, true);
+        for (i, (one, plain)) in one.into_iter().zip(plain).enumerate() {
+            let scale = largest(&plain).max(1.0) * (b * h * w) as f64;
+            assert_close(f64(one), plain, 2e-5, scale, &format!("tensor {i}"));
+        }
+    }
+}
+
+#[test]
+fn a_convolution_behind_it_gives_gradients_to_tracked_inputs_only() {
+    let inputs = Inputs::new(14, [2, 4, 5, 3], 2, Activation::Silu);
+    let weight = tensor(15, [3, 4, 3, 3]).autodiff().require_grad();
+    let geometry = ConvGeometry::same(3);
+    let y =
+        group_norm_conv2d(inputs.x.clone(), inputs.parameters(), weight.clone(), None, geometry);
+    let of_weight = weight.grad(&y.sum().backward()).unwrap();
+
+    let x = inputs.x.clone().autodiff().require_grad();
+    let fixed = weight.clone().inner();
+    let y = group_norm_conv2d(x.clone(), inputs.parameters(), fixed, None, geometry);
+    let of_x = x.grad(&y.sum().backward()).unwrap();
+
+    let (both_x, both_weight) = (inputs.x.clone().autodiff().require_grad(), weight);
+    let normed = group_norm(both_x.clone(), inputs.parameters());
+    let grads = conv2d(normed, both_weight.clone(), None, geometry).sum().backward();
+    assert!(bits(of_weight) == bits(both_weight.grad(&grads).unwrap()));
+    assert!(bits(of_x) == bits(both_x.grad(&grads).unwrap()));
 }

@@ -2,7 +2,9 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
-use deme_kernels::{Activation, ConvGeometry};
+use deme_kernels::{
+    Activation, ConvGeometry, GroupNormInput, GroupNormParameters, GroupNormSettings,
+};
 
 use crate::Init;
 
@@ -85,6 +87,13 @@ impl Conv2d {
         deme_kernels::conv2d(x, self.weight.val(), bias, self.geometry.0)
     }
 
+    /// Behind a group norm and SiLU, which keep no tensor of their own for the backward pass.
+    pub fn forward_normalised(&self, norm: &GroupNorm, x: impl Into<GroupNormInput>) -> Tensor<4> {
+        let norm = norm.parameters(Activation::Silu);
+        let bias = self.bias.as_ref().map(|b| b.val());
+        deme_kernels::group_norm_conv2d(x, norm, self.weight.val(), bias, self.geometry.0)
+    }
+
     /// A 1x1 convolution of stride 1 on two tensors joined along the channels.
     pub fn forward_pointwise_of_two(&self, x: [Tensor<4>; 2]) -> Tensor<4> {
         let bias = self.bias.as_ref().map(|b| b.val());
@@ -118,31 +127,13 @@ impl GroupNorm {
 
     /// Normalises `[B, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.apply(x, Activation::None)
+        deme_kernels::group_norm(x, self.parameters(Activation::None))
     }
 
-    /// Normalises `[B, C, H, W]` and applies SiLU in the same pass.
-    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        self.apply(x, Activation::Silu)
-    }
-
-    /// [`GroupNorm::forward_silu`] of `x + shift`, with a shift `[B, C]` per image and channel.
-    pub fn forward_silu_shifted(&self, x: Tensor<4>, shift: Tensor<2>) -> Tensor<4> {
+    fn parameters(&self, activation: Activation) -> GroupNormParameters {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        let (groups, eps) = (self.groups, self.eps);
-        deme_kernels::group_norm_shifted(x, shift, weight, bias, groups, eps, Activation::Silu)
-    }
-
-    /// [`GroupNorm::forward_silu`] of two tensors joined along the channels.
-    pub fn forward_silu_of_two(&self, x: [Tensor<4>; 2]) -> Tensor<4> {
-        let (weight, bias) = (self.weight.val(), self.bias.val());
-        let (groups, eps) = (self.groups, self.eps);
-        deme_kernels::group_norm_of_two(x, weight, bias, groups, eps, Activation::Silu)
-    }
-
-    fn apply(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {
-        let (weight, bias) = (self.weight.val(), self.bias.val());
-        deme_kernels::group_norm(x, weight, bias, self.groups, self.eps, activation)
+        let settings = GroupNormSettings { groups: self.groups, eps: self.eps, activation };
+        GroupNormParameters { weight, bias, settings }
     }
 }
 

@@ -16,21 +16,11 @@ mod report;
 mod run_dir;
 mod stages;
 
-/// A training step frees and takes the same large tensors again; the system's allocator gives each back to
-/// the kernel and has it zeroed anew.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Keeps freed memory for the next step, which takes as much again.
-fn keep_memory() {
-    /// `mi_option_purge_delay`; -1 is never.
-    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: sets one number of the allocator's; any value is valid.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, -1) };
-}
+static ALLOCATOR: deme_kernels::Allocator = deme_kernels::Allocator;
 
 fn main() -> ExitCode {
-    keep_memory();
+    deme_kernels::keep_freed_memory();
     // Messages name their causes themselves; the chain would say them twice.
     let handler = |_: &_| -> Box<dyn miette::ReportHandler> {
         Box::new(miette::MietteHandlerOpts::new().without_cause_chain().build())

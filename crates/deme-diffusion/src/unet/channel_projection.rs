@@ -98,15 +98,12 @@ fn project(x: Tensor<4>, matrix: Tensor<2>) -> Tensor<4> {
     deme_kernels::conv2d(x, matrix.reshape([c_out, c_in, 1, 1]), None, ConvGeometry::same(1))
 }
 
-/// `W (K x + b)`, computed as `(W K) x + W b`: training and the folded model round alike.
-pub(super) fn convolve_and_project(
-    conv: &Conv2d,
-    x: Tensor<4>,
-    projection: Option<Tensor<2>>,
-) -> Tensor<4> {
+/// The convolution with the projection behind it, `W (K x + b)`, as one: training and the folded model round
+/// alike.
+pub(super) fn projected(conv: &Conv2d, projection: Option<Tensor<2>>) -> Conv2d {
     match projection {
-        Some(matrix) => folded(conv, matrix).forward(x),
-        None => conv.forward(x),
+        Some(matrix) => folded(conv, matrix),
+        None => conv.clone(),
     }
 }
 

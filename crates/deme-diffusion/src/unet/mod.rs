@@ -193,7 +193,7 @@ impl UNet2DModel {
         for block in &self.up_blocks {
             x = block.forward(x, &temb_silu, &next_projection(), &mut skips);
         }
-        self.conv_out.forward(self.conv_norm_out.forward_silu(x))
+        self.conv_out.forward_normalised(&self.conv_norm_out, x)
     }
 }
 

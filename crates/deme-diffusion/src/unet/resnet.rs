@@ -3,10 +3,10 @@
 use burn::module::Module;
 use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{Tensor, activation, module};
-use deme_kernels::ConvGeometry;
+use deme_kernels::{ConvGeometry, GroupNormInput};
 use deme_nn::{Conv2d, GroupNorm, Init, Linear};
 
-use super::channel_projection::convolve_and_project;
+use super::channel_projection::projected;
 use super::{TimeScaleShift, UNet2DConfig};
 
 /// `h = conv1(silu(norm1(x)))`, the time enters, `(shortcut(x) + conv2(silu(norm2(h)))) / scale`.
@@ -66,12 +66,12 @@ impl ResnetBlock2D {
         temb_silu: Tensor<2>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
-        let h = self.norm1.forward_silu(x.clone());
+        let h = self.conv1.forward_normalised(&self.norm1, x.clone());
         let x = match &self.conv_shortcut {
             Some(conv_shortcut) => conv_shortcut.forward(x),
             None => x,
         };
-        self.behind_norm1(h, x, temb_silu, projection)
+        self.behind_conv1(h, x, temb_silu, projection)
     }
 
     /// The same on two tensors joined along the channels: the hidden state and a skip connection.
@@ -84,35 +84,36 @@ impl ResnetBlock2D {
         temb_silu: Tensor<2>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
-        let h = self.norm1.forward_silu_of_two(x.clone());
+        let h = self.conv1.forward_normalised(&self.norm1, GroupNormInput::of_two(x.clone()));
         let x = match &self.conv_shortcut {
             Some(conv_shortcut) => conv_shortcut.forward_pointwise_of_two(x),
             None => Tensor::cat(x.to_vec(), 1),
         };
-        self.behind_norm1(h, x, temb_silu, projection)
+        self.behind_conv1(h, x, temb_silu, projection)
     }
 
-    /// From the normalised input `h` and the residual `x`.
-    fn behind_norm1(
+    /// From the first convolution's output `h` and the residual `x`.
+    fn behind_conv1(
         &self,
         h: Tensor<4>,
         x: Tensor<4>,
         temb_silu: Tensor<2>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
-        let h = self.conv1.forward(h);
+        let conv2 = projected(&self.conv2, projection);
         let time = self.time_emb_proj.forward(temb_silu);
         let h = match self.time_scale_shift {
-            TimeScaleShift::Default => self.norm2.forward_silu_shifted(h, time),
+            TimeScaleShift::Default => {
+                conv2.forward_normalised(&self.norm2, GroupNormInput::shifted(h, time))
+            }
             TimeScaleShift::ScaleShift => {
                 let [b, channels] = time.dims();
                 let time = time.reshape([b, channels, 1, 1]);
                 let c = channels / 2;
                 let (scale, shift) = (time.clone().narrow(1, 0, c), time.narrow(1, c, c));
-                activation::silu(self.norm2.forward(h) * (scale + 1.0) + shift)
+                conv2.forward(activation::silu(self.norm2.forward(h) * (scale + 1.0) + shift))
             }
         };
-        let h = convolve_and_project(&self.conv2, h, projection);
         divided(x + h, self.output_scale_factor)
     }
 }
@@ -134,7 +135,7 @@ impl Downsample2D {
     /// # Shapes
     /// `[B, C, H, W]` to `[B, C, H/2, W/2]`.
     pub fn forward(&self, x: Tensor<4>, projection: Option<Tensor<2>>) -> Tensor<4> {
-        convolve_and_project(&self.conv, x, projection)
+        projected(&self.conv, projection).forward(x)
     }
 }
 
@@ -157,7 +158,7 @@ impl Upsample2D {
     pub fn forward(&self, x: Tensor<4>, projection: Option<Tensor<2>>) -> Tensor<4> {
         let nearest =
             InterpolateOptions::new(InterpolateMode::Nearest).with_scale_factor([2.0, 2.0]);
-        convolve_and_project(&self.conv, module::interpolate(x, nearest), projection)
+        projected(&self.conv, projection).forward(module::interpolate(x, nearest))
     }
 }
 

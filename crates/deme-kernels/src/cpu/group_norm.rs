@@ -27,7 +27,7 @@ impl GroupNormShape {
         self.channels_per_group() * self.area
     }
 
-    fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.images * self.channels * self.area
     }
 }
@@ -99,18 +99,43 @@ impl Input<'_> {
             }
         }
     }
+
+    /// Calls `work` with the values of group `i`, the shift added.
+    fn with_group<R>(&self, shape: GroupNormShape, i: usize, work: impl FnOnce(&[f32]) -> R) -> R {
+        let pieces = self.pieces(shape, i);
+        if let Some(x) = self.whole(&pieces) {
+            return work(x);
+        }
+        let mut group = Scratch::new(shape.group_len());
+        self.gather(shape, i, &pieces, group.uninit());
+        work(&group)
+    }
+}
+
+/// Weight and bias, `[channels]`, and whether SiLU follows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Affine<'a> {
+    pub weight: &'a [f32],
+    pub bias: &'a [f32],
+    pub silu: bool,
+}
+
+impl Affine<'_> {
+    /// That of group `i` (counted over all images).
+    fn of_group(&self, shape: GroupNormShape, i: usize) -> Self {
+        let first = i % shape.groups * shape.channels_per_group();
+        let channels = first..first + shape.channels_per_group();
+        Self { weight: &self.weight[channels.clone()], bias: &self.bias[channels], ..*self }
+    }
 }
 
 /// Fills `y` with the normalised, scaled and activated x, and `stats` with (mean, 1 / deviation)
 /// of every (image, group).
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn forward(
     shape: GroupNormShape,
     x: &Input<'_>,
-    weight: &[f32],
-    bias: &[f32],
+    affine: Affine<'_>,
     eps: f64,
-    silu: bool,
     y: &mut [MaybeUninit<f32>],
     stats: &mut [[f32; 2]],
 ) {
@@ -120,21 +145,34 @@ pub(crate) fn forward(
     if y.is_empty() {
         return;
     }
-    let channels = shape.channels_per_group();
     let work = y.par_chunks_mut(shape.group_len()).zip(stats).enumerate();
     work.with_min_len(min_groups(shape)).for_each(|(i, (y, stats))| {
-        let first = i % shape.groups * channels;
-        let weight = &weight[first..first + channels];
-        let bias = &bias[first..first + channels];
-        let pieces = x.pieces(shape, i);
-        *stats = match x.whole(&pieces) {
-            Some(x) => normalise_group(x, weight, bias, eps, silu, y),
-            None => {
-                let mut group = Scratch::new(y.len());
-                x.gather(shape, i, &pieces, group.uninit());
-                normalise_group(&group, weight, bias, eps, silu, y)
-            }
-        };
+        let affine = affine.of_group(shape, i);
+        *stats = x.with_group(shape, i, |x| {
+            let stats = statistics(x, eps);
+            apply(x, affine, stats, y);
+            stats
+        });
+    });
+}
+
+/// The y of [`forward`] once more, from the statistics it gave.
+pub(crate) fn forward_again(
+    shape: GroupNormShape,
+    x: &Input<'_>,
+    affine: Affine<'_>,
+    stats: &[[f32; 2]],
+    y: &mut [MaybeUninit<f32>],
+) {
+    x.check(shape);
+    assert_eq!(y.len(), shape.len());
+    assert_eq!(stats.len(), shape.images * shape.groups);
+    if y.is_empty() {
+        return;
+    }
+    let work = y.par_chunks_mut(shape.group_len()).zip(stats).enumerate();
+    work.with_min_len(min_groups(shape)).for_each(|(i, (y, stats))| {
+        x.with_group(shape, i, |x| apply(x, affine.of_group(shape, i), *stats, y));
     });
 }
 
@@ -147,14 +185,11 @@ pub(crate) struct Gradients {
 }
 
 /// Fills `dx` with the gradients of the two parts of x and returns the others.
-#[allow(clippy::too_many_arguments)]
 pub(crate) fn backward(
     shape: GroupNormShape,
     x: &Input<'_>,
-    weight: &[f32],
-    bias: &[f32],
+    affine: Affine<'_>,
     stats: &[[f32; 2]],
-    silu: bool,
     dy: &[f32],
     dx: [SharedOutput<'_>; 2],
 ) -> Gradients {
@@ -171,20 +206,18 @@ pub(crate) fn backward(
         let dshift_out = SharedOutput::new(&mut dshift);
         let work = dy.par_chunks(shape.group_len()).zip(sums.par_chunks_mut(channels)).enumerate();
         work.with_min_len(min_groups(shape)).for_each(|(i, (dy, sums))| {
-            let first = i % shape.groups * channels;
-            let weight = &weight[first..first + channels];
-            let bias = &bias[first..first + channels];
+            let affine = affine.of_group(shape, i);
             let pieces = x.pieces(shape, i);
             if let Some(x) = x.whole(&pieces) {
                 let part = usize::from(pieces[0].is_empty());
                 let to = dx[part].pointer(pieces[part].clone());
                 // SAFETY: in bounds by `pointer`; every group has its own piece.
                 let dx = unsafe { std::slice::from_raw_parts_mut(to.cast(), dy.len()) };
-                return differentiate_group(x, weight, bias, stats[i], silu, dy, dx, sums);
+                return differentiate_group(x, affine, stats[i], dy, dx, sums);
             }
             let (mut group, mut dgroup) = (Scratch::new(dy.len()), Scratch::new(dy.len()));
             x.gather(shape, i, &pieces, group.uninit());
-            differentiate_group(&group, weight, bias, stats[i], silu, dy, dgroup.uninit(), sums);
+            differentiate_group(&group, affine, stats[i], dy, dgroup.uninit(), sums);
             let (in_first, in_second) = dgroup.split_at(pieces[0].len());
             for (from, (dx, piece)) in [in_first, in_second].into_iter().zip(dx.iter().zip(pieces))
             {
@@ -217,21 +250,28 @@ fn min_groups(shape: GroupNormShape) -> usize {
 }
 
 multiversioned! {
-    fn normalise_group(x: &[f32], weight: &[f32], bias: &[f32], eps: f64, silu: bool, y: &mut [MaybeUninit<f32>]) -> [f32; 2] = normalise_group_with
+    fn statistics(x: &[f32], eps: f64) -> [f32; 2] = statistics_with
 }
 
+/// (mean, 1 / deviation).
 #[inline(always)]
-fn normalise_group_with<F: MulAdd>(
-    x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
-    eps: f64,
-    silu: bool,
-    y: &mut [MaybeUninit<f32>],
-) -> [f32; 2] {
+fn statistics_with<F: MulAdd>(x: &[f32], eps: f64) -> [f32; 2] {
     let (mean, variance) = moments::<F>(x);
-    let mean = mean as f32;
-    let inverse_deviation = (1.0 / (variance + eps).sqrt()) as f32;
+    [mean as f32, (1.0 / (variance + eps).sqrt()) as f32]
+}
+
+multiversioned! {
+    fn apply(x: &[f32], affine: Affine<'_>, stats: [f32; 2], y: &mut [MaybeUninit<f32>]) = apply_with
+}
+
+/// Normalises, scales and activates one group.
+#[inline(always)]
+fn apply_with<F: MulAdd>(
+    x: &[f32],
+    Affine { weight, bias, silu }: Affine<'_>,
+    [mean, inverse_deviation]: [f32; 2],
+    y: &mut [MaybeUninit<f32>],
+) {
     let area = x.len() / weight.len();
     for (c, (x, y)) in x.chunks_exact(area).zip(y.chunks_exact_mut(area)).enumerate() {
         let (slope, bias) = (weight[c] * inverse_deviation, bias[c]);
@@ -246,7 +286,6 @@ fn normalise_group_with<F: MulAdd>(
             }
         }
     }
-    [mean, inverse_deviation]
 }
 
 /// Mean and biased variance: exact two-pass moments of cache-sized blocks, merged in f64
@@ -285,20 +324,16 @@ fn moments<F: MulAdd>(x: &[f32]) -> (f64, f64) {
 }
 
 multiversioned! {
-    #[allow(clippy::too_many_arguments)]
-    fn differentiate_group(x: &[f32], weight: &[f32], bias: &[f32], stats: [f32; 2], silu: bool, dy: &[f32], dx: &mut [MaybeUninit<f32>], sums: &mut [[f32; 2]]) = differentiate_group_with
+    fn differentiate_group(x: &[f32], affine: Affine<'_>, stats: [f32; 2], dy: &[f32], dx: &mut [MaybeUninit<f32>], sums: &mut [[f32; 2]]) = differentiate_group_with
 }
 
 /// With z = weight x_hat + bias, dz = dy activation'(z) and g = weight dz:
 /// dx = (g - mean(g) - x_hat mean(g x_hat)) / deviation.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 fn differentiate_group_with<F: MulAdd>(
     x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
+    Affine { weight, bias, silu }: Affine<'_>,
     [mean, inverse_deviation]: [f32; 2],
-    silu: bool,
     dy: &[f32],
     dx: &mut [MaybeUninit<f32>],
     sums: &mut [[f32; 2]],

@@ -8,6 +8,7 @@ use super::conv::{ConvShape, pack_rows_into};
 use super::product::{Product, Rows, Run, Start, WHOLE, panel_width};
 use super::transpose::planes_to_pixels;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Sizes of one call: the parts of x are `[images, c_in[i], area]`, y is `[images, c_out, area]`.
 #[derive(Debug, Clone, Copy)]
@@ -133,43 +134,84 @@ unsafe fn per_image<const N: usize>(
 pub(crate) fn weight_gradient(s: &PointwiseShape, x: [&[f32]; 2], dy: &[f32], dweight: &mut [f32]) {
     s.check(x.map(<[f32]>::len), dweight.len(), dy.len());
     let (area, width) = (s.area, panel_width());
-    // x as `[panel of channels][image][pixel][channel]`.
-    let panel_len = s.images * area * width;
     let panels = s.depth().div_ceil(width);
-    let mut pixels = Scratch::new(panels * panel_len);
-    let out = SharedOutput::new(&mut pixels);
-    (0..panels * s.images).into_par_iter().for_each(|task| {
-        let (panel, image) = (task / s.images, task % s.images);
-        let place = (panel * s.images + image) * area * width;
-        let to = out.pointer(place..place + area * width);
+    // Some images, or some pixels of one image, at a time, so that their copy stays small.
+    let pixels_at_once = ((4 << 20) / (panels * width).max(1)).max(1);
+    let images_at_once = (pixels_at_once / area.max(1)).max(1);
+    let pixels_at_once = pixels_at_once.min(area.max(1));
+    let mut start = Start::Zero;
+    for first_image in (0..s.images).step_by(images_at_once) {
+        let images = images_at_once.min(s.images - first_image);
+        for first in (0..area).step_by(pixels_at_once) {
+            let pixels = first..area.min(first + pixels_at_once);
+            add_weight_gradient(
+                s,
+                x,
+                dy,
+                first_image..first_image + images,
+                pixels,
+                start,
+                dweight,
+            );
+            start = Start::Existing;
+        }
+    }
+    if matches!(start, Start::Zero) {
+        dweight.fill(0.0);
+    }
+}
+
+/// What some pixels of some images contribute to dW.
+fn add_weight_gradient(
+    s: &PointwiseShape,
+    x: [&[f32]; 2],
+    dy: &[f32],
+    images: Range<usize>,
+    pixels: Range<usize>,
+    start: Start<'_>,
+    dweight: &mut [f32],
+) {
+    let (area, width, n) = (s.area, panel_width(), images.len());
+    // x as `[panel of channels][image][pixel][channel]`.
+    let panel_len = n * pixels.len() * width;
+    let panels = s.depth().div_ceil(width);
+    let mut packed = Scratch::new(panels * panel_len);
+    let out = SharedOutput::new(&mut packed);
+    (0..panels * n).into_par_iter().for_each(|task| {
+        let (panel, image) = (task / n, images.start + task % n);
+        let place = task * pixels.len() * width;
+        let to = out.pointer(place..place + pixels.len() * width);
         // SAFETY: in bounds by `pointer`; every task has its own image of a panel.
-        let to = unsafe { std::slice::from_raw_parts_mut(to, area * width) };
+        let to = unsafe { std::slice::from_raw_parts_mut(to, pixels.len() * width) };
         let mut begin = 0;
         for (x, channels) in x.into_iter().zip(s.c_in) {
             // The part's channels in this panel.
             let within = |c: usize| c.clamp(begin, begin + channels);
             let (first, last) = (within(panel * width), within((panel + 1) * width));
             if first < last {
-                let from = &x[(image * channels + first - begin) * area..];
+                let from = &x[(image * channels + first - begin) * area + pixels.start..];
                 let lane = first - panel * width;
-                planes_to_pixels(from, area, last - first, area, to, |p| p * width + lane);
+                planes_to_pixels(from, area, last - first, pixels.len(), to, |p| p * width + lane);
             }
             begin += channels;
         }
     });
-    let run = |n| Run { a: n * s.c_out * area, b: n * area * width };
-    let runs: Vec<Run> = (0..s.images).map(run).collect();
+    let run = |i: usize| Run {
+        a: (images.start + i) * s.c_out * area + pixels.start,
+        b: i * pixels.len() * width,
+    };
+    let runs: Vec<Run> = (0..n).map(run).collect();
     let product = Product {
         a: dy,
         rows: Rows::Every { stride: area, count: s.c_out },
         a_step: 1,
-        b: &pixels,
+        b: &packed,
         b_panel: panel_len,
         b_step: width,
         runs: &runs,
-        run_len: area,
+        run_len: pixels.len(),
         columns: s.depth(),
-        start: Start::Zero,
+        start,
     };
     // SAFETY: `dweight` is borrowed mutably.
     unsafe { product.write_parallel(SharedOutput::new(dweight), s.depth()) };
