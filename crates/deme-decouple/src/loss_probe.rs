@@ -5,13 +5,17 @@
 //! loss on the model's own target, without consistency or weighting.
 
 use burn::tensor::{Tensor, TensorData};
+use deme_diffusion::image_shards::{image_shards, shard};
 use deme_diffusion::{
     Denoiser, NoiseSchedule, PredictionType, TimestepRange, UNet2DModel, standard_normal,
 };
+use deme_nn::{Gradients, with_gradients};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::diffusion_loss::diffusion_loss;
 use crate::finetune_config::ImpossibleValue;
 use crate::timestep_sampler::unit;
 use crate::training_images::{DataError, TrainingImages, check_images};
@@ -127,6 +131,30 @@ impl LossProbe {
             .expect("a probe has at least one sample")
     }
 
+    /// [`Self::loss`] and its gradient for every parameter, by one backward pass for each batch. The loss
+    /// differs from [`Self::loss`] by rounding alone.
+    pub fn loss_and_gradient(&self, model: &UNet2DModel) -> (f64, Gradients) {
+        let samples: usize = self.batches.iter().map(|batch| batch.t.len()).sum();
+        let mut sum: Option<(f64, Gradients)> = None;
+        for ProbeBatch { x_t, target, t } in &self.batches {
+            let parts = image_shards(x_t).into_par_iter().map(|range| {
+                let live = with_gradients(model);
+                let prediction = live.forward(shard(x_t, &range), &t[range.clone()]);
+                let share = range.len() as f64 / samples as f64;
+                let loss = diffusion_loss(prediction, shard(target, &range), None) * share;
+                let gradients = Gradients::of(&loss, &live);
+                (loss.inner().into_scalar::<f64>(), gradients)
+            });
+            // On the worker threads even when it is one part, as in training.
+            let parts: Vec<(f64, Gradients)> = rayon::scope(|_| parts.collect());
+            sum = sum
+                .into_iter()
+                .chain(parts)
+                .reduce(|(loss, gradients), (more, part)| (loss + more, gradients.plus(part)));
+        }
+        sum.expect("a probe has at least one sample")
+    }
+
     /// The mean over the samples of each range; none for a range that holds no sample.
     pub fn loss_per_range(
         &self,
@@ -169,6 +197,7 @@ mod tests {
     use crate::test_models::{Pictures, schedule, tiny_unet};
     use burn::tensor::Device;
     use deme_diffusion::DenoiserFn;
+    use deme_nn::map_parameters;
     use proptest::prelude::*;
 
     fn probe(config: LossProbeConfig) -> LossProbe {
@@ -195,6 +224,24 @@ mod tests {
         assert!((probe_of(3).loss(&model) - loss).abs() < 1e-5 * loss);
         assert_ne!(probe(LossProbeConfig { seed: 5, ..config }).loss(&model), loss);
         assert_ne!(probe_of(10).loss(&tiny_unet(4, &Device::flex())), loss);
+    }
+
+    #[test]
+    fn the_gradient_is_the_losss_slope() {
+        let model = tiny_unet(3, &Device::flex());
+        let probe = probe(LossProbeConfig { samples: 20, batch_size: 17, seed: 4 });
+        let (loss, gradients) = probe.loss_and_gradient(&model);
+        assert!((loss - probe.loss(&model)).abs() < 1e-6 * loss, "{loss}");
+        // Along the gradient itself the slope is its squared norm.
+        let norm = gradients.norm();
+        let along = |h: f64| {
+            let moved = map_parameters(model.clone(), &mut |name, tensor| {
+                tensor + gradients.get(name).unwrap().clone() * (h / norm)
+            });
+            probe.loss(&moved)
+        };
+        let slope = (along(1e-2) - along(-1e-2)) / 2e-2;
+        assert!((slope - norm).abs() < 1e-2 * norm, "{slope} {norm}");
     }
 
     #[test]

@@ -106,6 +106,78 @@ fn group_norms(c: &mut Criterion) {
     }
 }
 
+/// What stands behind a skip connection and behind the time embedding: joined tensors, a shift, and the
+/// convolution that a norm belongs to.
+fn joined(c: &mut Criterion) {
+    for [b, c_1, c_2, side] in [[16, 64, 32, 16], [8, 256, 128, 16]] {
+        let (channels, c_out, groups) = (c_1 + c_2, c_1, 32);
+        let x = tensor(1, [b, channels, side, side]);
+        let id = format!("{b}x({c_1}+{c_2})->{c_out} at {side}");
+        let parts = |x: Tensor<4>| [x.clone().narrow(1, 0, c_1), x.narrow(1, c_1, c_2)];
+        let settings = GroupNormSettings { groups, eps: 1e-5, activation: Activation::Silu };
+        let norm = |rest: &mut Vec<Tensor<1>>| {
+            let (bias, weight) = (rest.pop().unwrap(), rest.pop().unwrap());
+            GroupNormParameters { weight, bias, settings }
+        };
+
+        type Pointwise = fn([Tensor<4>; 2], Tensor<4>, Option<Tensor<1>>) -> Tensor<4>;
+        let pointwise: [(&str, Pointwise); 2] = [
+            ("pointwise_conv_of_two kernel", deme_kernels::pointwise_conv_of_two),
+            ("pointwise_conv_of_two plain", plain::pointwise_conv_of_two),
+        ];
+        for (name, conv) in pointwise {
+            let rest = vec![tensor(2, [c_out * channels]), tensor(3, [c_out])];
+            both(c, name, &id, (x.clone(), rest), |x, mut rest| {
+                let bias = rest.pop();
+                conv(parts(x), rest.remove(0).reshape([c_out, channels, 1, 1]), bias)
+            });
+        }
+
+        type Norm = fn(GroupNormInput, GroupNormParameters) -> Tensor<4>;
+        let norms: [(&str, Norm); 2] = [
+            ("group_norm of two kernel", deme_kernels::group_norm),
+            ("group_norm of two plain", plain::group_norm),
+        ];
+        for (name, group_norm) in norms {
+            let rest = vec![tensor(2, [channels]), tensor(3, [channels])];
+            both(c, name, &id, (x.clone(), rest), |x, mut rest| {
+                group_norm(GroupNormInput::of_two(parts(x)), norm(&mut rest))
+            });
+        }
+
+        type NormedConv = fn(
+            GroupNormInput,
+            GroupNormParameters,
+            Tensor<4>,
+            Option<Tensor<1>>,
+            ConvGeometry,
+        ) -> Tensor<4>;
+        let convs: [(&str, NormedConv); 2] = [
+            ("shifted group_norm_conv2d kernel", deme_kernels::group_norm_conv2d),
+            ("shifted group_norm_conv2d plain", plain::group_norm_conv2d),
+        ];
+        for (name, conv) in convs {
+            let kernel = tensor(2, [c_out * channels * 9]);
+            let shift = tensor(4, [b * channels]);
+            let rest = vec![
+                kernel,
+                tensor(3, [c_out]),
+                shift,
+                tensor(5, [channels]),
+                tensor(6, [channels]),
+            ];
+            both(c, name, &id, (x.clone(), rest), |x, mut rest| {
+                let norm = norm(&mut rest);
+                let shift = rest.pop().unwrap().reshape([b, channels]);
+                let bias = rest.pop();
+                let weight = rest.remove(0).reshape([c_out, channels, 3, 3]);
+                let x = GroupNormInput::shifted(x, shift);
+                conv(x, norm, weight, bias, ConvGeometry::same(3))
+            });
+        }
+    }
+}
+
 fn attentions(c: &mut Criterion) {
     for [b, heads, l, d] in [[16, 1, 256, 64], [16, 8, 64, 8], [8, 1, 256, 256]] {
         let shape = [b, heads, l, d];
@@ -195,5 +267,5 @@ fn optimizer(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, convolutions, group_norms, attentions, linears, optimizer);
+criterion_group!(benches, convolutions, group_norms, joined, attentions, linears, optimizer);
 criterion_main!(benches);

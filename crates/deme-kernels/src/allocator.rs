@@ -1,9 +1,9 @@
 //! Memory for programs that train: what a step frees, the next one takes again.
 //!
-//! The system's allocator with two changes. Freed memory stays with the process ([`keep_freed_memory`]):
-//! by default glibc gives each large block back to the kernel and has its pages zeroed anew. And a large
-//! block begins on a cache line, where glibc's begin 16 bytes behind one and a vector's load often
-//! straddles two.
+//! The system's allocator with two changes. A large block begins on a cache line, where glibc's begin 16
+//! bytes behind one and a vector's load often straddles two. And with glibc freed memory stays with the
+//! process, in huge pages where the system has them ([`keep_freed_memory`]); by default each large block
+//! goes back to the kernel and its pages are zeroed anew.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -39,6 +39,7 @@ unsafe fn place(outer: *mut u8) -> *mut u8 {
     }
     let behind_address = outer.addr() + size_of::<usize>();
     let begin = behind_address.next_multiple_of(LINE) - outer.addr();
+    heap::grown_to(outer.addr());
     // SAFETY: begin is at most size_of::<usize>() + LINE - 1, so our block ends inside the system's;
     // the address stands in the bytes before it, which a line's beginning keeps aligned.
     unsafe {
@@ -82,13 +83,57 @@ unsafe impl GlobalAlloc for Allocator {
 /// Keeps freed memory for the next step, for the rest of this process. To be called once, at the
 /// program's start. Does something with glibc alone.
 pub fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: sets three numbers of the allocator's; any value is valid.
-    unsafe {
-        // Every block from the one heap, in which neighbours that are free become one; and the heap's
-        // end is never given back.
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+    heap::keep();
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod heap {
+    use std::ptr::with_exposed_provenance_mut;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const PAGE: usize = 4096;
+    /// Where the heap ended when it was last looked at; before [`keep`] nothing is beyond it.
+    static END: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    /// The address behind the heap's last byte.
+    fn end() -> usize {
+        // SAFETY: an increment of zero asks for the end and changes nothing.
+        unsafe { libc::sbrk(0) }.addr()
     }
+
+    pub(super) fn keep() {
+        // SAFETY: sets four numbers of the allocator's; any value is valid.
+        unsafe {
+            // Every block from the one heap, in which neighbours that are free become one; its end is
+            // never given back, and moves by large steps.
+            libc::mallopt(libc::M_MMAP_MAX, 0);
+            libc::mallopt(libc::M_ARENA_MAX, 1);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
+            libc::mallopt(libc::M_TOP_PAD, 16 << 20);
+        }
+        END.store(end().next_multiple_of(PAGE), Ordering::Relaxed);
+    }
+
+    /// Asks for huge pages where the heap has grown, if `block` lies there.
+    pub(super) fn grown_to(block: usize) {
+        let before = END.load(Ordering::Relaxed);
+        if block < before {
+            return;
+        }
+        let now = end() / PAGE * PAGE;
+        let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
+        if block < now && END.compare_exchange(before, now, set, get).is_ok() {
+            let begin = with_exposed_provenance_mut(before);
+            // SAFETY: advice on whole pages of the heap; it changes no contents. A kernel without huge
+            // pages refuses it, which is as good.
+            unsafe { libc::madvise(begin, now - before, libc::MADV_HUGEPAGE) };
+        }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+mod heap {
+    pub(super) fn keep() {}
+
+    pub(super) fn grown_to(_block: usize) {}
 }
