@@ -42,7 +42,10 @@ fn main() {
                 let opened = opened.take().expect("`model` first");
                 println!("{}", opened.memory_of_steps(*what == "deme"));
             }
-            ["kernel", name, rest @ ..] => println!("{}", kernel_seconds(name, rest)),
+            // On the worker threads, where networks call the kernels.
+            ["kernel", name, rest @ ..] => {
+                println!("{}", rayon::scope(|_| kernel_seconds(name, rest)));
+            }
             command => println!("{}", opened.as_mut().expect("`model` first").run(command)),
         }
     }
