@@ -8,10 +8,12 @@
 compile_error!("tensor bytes are little endian in every checkpoint format and are used in place");
 
 pub mod atomic_file;
+mod linear_algebra;
 pub mod merge;
 mod merge_error;
 pub mod merge_method;
 pub mod merge_plan;
+mod random_draws;
 pub mod state_dict;
 pub mod task_vector;
 mod ties;
@@ -24,4 +26,4 @@ pub use merge_method::MergeMethod;
 pub use merge_plan::{MergePlan, MergedTensor};
 pub use state_dict::{Dtype, StateDict, StateDictError, StoredTensor};
 pub use task_vector::TaskVector;
-pub use weight_search::{SearchConfig, SearchError, SearchResult, search_weights};
+pub use weight_search::{SearchConfig, SearchError, SearchResult, SearchTask, search_weights};

@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use std::fs;
 use std::path::Path;
 
-use deme_merge::weight_search::{CoordinateGridConfig, GridConfig};
-use deme_merge::{SearchConfig, SearchError, SearchResult, search_weights};
+use deme_merge::weight_search::{CoordinateGridConfig, GridConfig, SearchEvent};
+use deme_merge::{SearchConfig, SearchError, SearchResult, SearchTask, search_weights};
 use proptest::prelude::*;
 
 fn grid(values: &[f64]) -> SearchConfig {
@@ -14,6 +14,7 @@ fn grid(values: &[f64]) -> SearchConfig {
         values: values.to_vec(),
         values_per_expert: None,
         max_evaluations: 1000,
+        force: false,
     })
 }
 
@@ -34,14 +35,15 @@ fn bowl(weights: &[f64]) -> f64 {
 
 fn search(config: &SearchConfig, experts: usize, log: &Path) -> SearchResult {
     let evaluate = |weights: &[f64]| Ok::<_, Infallible>(bowl(weights));
-    search_weights(config, experts, "bowl", log, evaluate, |_| {}).unwrap()
+    search_weights(config, &SearchTask::new(experts, "bowl", log), evaluate, |_| {}).unwrap()
 }
 
 fn refuse(config: &SearchConfig, experts: usize) -> SearchError<Infallible> {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("search.jsonl");
     let evaluate = |_: &[f64]| -> Result<f64, Infallible> { panic!("must not be evaluated") };
-    let error = search_weights(config, experts, "", &log, evaluate, |_| {}).unwrap_err();
+    let error =
+        search_weights(config, &SearchTask::new(experts, "", &log), evaluate, |_| {}).unwrap_err();
     assert!(!log.exists(), "a refused search must leave no log");
     error
 }
@@ -63,6 +65,7 @@ fn experts_may_have_values_of_their_own() {
         values: vec![],
         values_per_expert: Some(vec![vec![0.0, 0.2], vec![0.6, 0.7, 0.8]]),
         max_evaluations: 6,
+        force: false,
     });
     let result = search(&config, 2, &folder.path().join("search.jsonl"));
     assert_eq!(result.evaluations.len(), 6);
@@ -88,7 +91,9 @@ fn of_equal_values_the_first_wins() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("search.jsonl");
     let constant = |_: &[f64]| Ok::<_, Infallible>(1.0);
-    let result = search_weights(&grid(&[0.3, 0.1]), 2, "", &log, constant, |_| {}).unwrap();
+    let result =
+        search_weights(&grid(&[0.3, 0.1]), &SearchTask::new(2, "", &log), constant, |_| {})
+            .unwrap();
     assert_eq!(result.best_weights, [0.3, 0.3]);
 }
 
@@ -112,7 +117,8 @@ fn an_interrupted_search_goes_on_and_ends_the_same() {
                 Ok(bowl(weights))
             };
             fs::remove_file(&log).unwrap_or_default();
-            let error = search_weights(&config, 3, "bowl", &log, dying, |_| {}).unwrap_err();
+            let error = search_weights(&config, &SearchTask::new(3, "bowl", &log), dying, |_| {})
+                .unwrap_err();
             assert!(matches!(error, SearchError::Objective { error: "killed", .. }), "{error}");
             assert_eq!(made, survives + 1);
 
@@ -122,12 +128,15 @@ fn an_interrupted_search_goes_on_and_ends_the_same() {
                 made += 1;
                 Ok::<_, Infallible>(bowl(weights))
             };
-            let observe = |progress: deme_merge::weight_search::SearchProgress<'_>| {
+            let observe = |event: SearchEvent<'_>| {
+                let SearchEvent::Evaluated(progress) = event else { return };
                 from_log += usize::from(progress.from_log);
                 assert!(progress.done <= progress.total);
                 assert!(progress.best.value <= progress.evaluation.value);
             };
-            let resumed = search_weights(&config, 3, "bowl", &log, counting, observe).unwrap();
+            let resumed =
+                search_weights(&config, &SearchTask::new(3, "bowl", &log), counting, observe)
+                    .unwrap();
             assert_eq!(resumed, expected);
             assert_eq!(made, expected.evaluations.len() - survives);
             assert_eq!(from_log, survives);
@@ -168,7 +177,8 @@ fn a_log_with_other_settings_is_refused() {
         (coordinates(&[0.0, 0.5], 1), 2, "bowl"),
     ] {
         let error =
-            search_weights(&config, experts, objective, &log, evaluate, |_| {}).unwrap_err();
+            search_weights(&config, &SearchTask::new(experts, objective, &log), evaluate, |_| {})
+                .unwrap_err();
         assert!(matches!(error, SearchError::OtherSettings { .. }), "{error}");
         assert_eq!(fs::read(&log).unwrap(), before);
     }
@@ -190,7 +200,14 @@ fn a_log_damaged_in_the_middle_is_refused() {
         lines[broken] = "{";
         fs::write(&log, lines.join("\n") + "\n").unwrap();
         let evaluate = |_: &[f64]| Ok::<_, Infallible>(0.0);
-        match search_weights(&grid(&[0.0, 0.5]), 2, "bowl", &log, evaluate, |_| {}).unwrap_err() {
+        match search_weights(
+            &grid(&[0.0, 0.5]),
+            &SearchTask::new(2, "bowl", &log),
+            evaluate,
+            |_| {},
+        )
+        .unwrap_err()
+        {
             SearchError::DamagedLog { line, .. } => assert_eq!(line, broken + 1),
             other => panic!("{other}"),
         }
@@ -201,7 +218,8 @@ fn a_log_damaged_in_the_middle_is_refused() {
 fn a_log_that_cannot_be_written_is_an_error() {
     let evaluate = |_: &[f64]| Ok::<_, Infallible>(0.0);
     let log = Path::new("/nowhere/search.jsonl");
-    let error = search_weights(&grid(&[0.0]), 1, "", log, evaluate, |_| {}).unwrap_err();
+    let error =
+        search_weights(&grid(&[0.0]), &SearchTask::new(1, "", log), evaluate, |_| {}).unwrap_err();
     assert!(matches!(error, SearchError::LogIo { .. }), "{error}");
 }
 
@@ -211,7 +229,9 @@ fn an_objective_that_is_not_finite_names_its_weights() {
     let log = folder.path().join("search.jsonl");
     let evaluate =
         |weights: &[f64]| Ok::<_, Infallible>(if weights[0] > 0.0 { f64::NAN } else { 1.0 });
-    match search_weights(&grid(&[0.0, 0.5]), 1, "", &log, evaluate, |_| {}).unwrap_err() {
+    match search_weights(&grid(&[0.0, 0.5]), &SearchTask::new(1, "", &log), evaluate, |_| {})
+        .unwrap_err()
+    {
         SearchError::NonFiniteObjective { weights, value } => {
             assert_eq!(weights, [0.5]);
             assert!(value.is_nan());
@@ -255,6 +275,7 @@ fn settings_without_sense_are_refused() {
         values: vec![],
         values_per_expert: Some(vec![vec![0.0]]),
         max_evaluations: 10,
+        force: false,
     });
     assert!(matches!(
         refuse(&per_expert, 2),
@@ -264,6 +285,7 @@ fn settings_without_sense_are_refused() {
         values: vec![0.0],
         values_per_expert: Some(vec![vec![0.0]]),
         max_evaluations: 10,
+        force: false,
     });
     assert!(matches!(refuse(&both, 1), SearchError::TwoValueLists));
     let start = SearchConfig::CoordinateGrid(CoordinateGridConfig {
