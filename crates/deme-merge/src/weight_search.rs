@@ -331,7 +331,7 @@ pub fn search_weights<O: Objective>(
     })
 }
 
-fn check_count<E: Debug + Display>(
+pub(crate) fn check_count<E: Debug + Display>(
     setting: &'static str,
     found: Option<usize>,
     expected: usize,
@@ -344,14 +344,17 @@ fn check_count<E: Debug + Display>(
     }
 }
 
-fn check_weights<E: Debug + Display>(weights: &[f64]) -> Result<(), SearchError<E>> {
+pub(crate) fn check_weights<E: Debug + Display>(weights: &[f64]) -> Result<(), SearchError<E>> {
     match weights.iter().position(|weight| !weight.is_finite()) {
         None => Ok(()),
         Some(expert) => Err(SearchError::NonFiniteWeight { expert, found: weights[expert] }),
     }
 }
 
-fn check_values<E: Debug + Display>(expert: usize, values: &[f64]) -> Result<(), SearchError<E>> {
+pub(crate) fn check_values<E: Debug + Display>(
+    expert: usize,
+    values: &[f64],
+) -> Result<(), SearchError<E>> {
     if values.is_empty() {
         return Err(SearchError::NoValues { expert });
     }

@@ -203,7 +203,7 @@ impl<'a> Surrogate<'a> {
 }
 
 /// More coefficients take longer to fit than they save.
-const LARGEST_SURROGATE: usize = 600;
+const LARGEST_SURROGATE: usize = 300;
 
 /// Which draws are best: by their values and, where they lie outside of the bounds, how far. The penalty
 /// is such that a typical step outside costs about as much as the values of the generation differ.

@@ -270,3 +270,87 @@ fn moved(weights: &[f64], step: &[f64], region: &Region) -> Vec<f64> {
     let there: Vec<f64> = weights.iter().zip(step).map(|(w, s)| w + s).collect();
     region.nearest(&there)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value(gradient: &[f64], hessian: &Matrix, step: &[f64]) -> f64 {
+        dot(gradient, step) + dot(step, &product(hessian, step)) / 2.0
+    }
+
+    fn vector(length: usize) -> impl Strategy<Value = Vec<f64>> {
+        prop::collection::vec(-1.0f64..1.0, length)
+    }
+
+    proptest! {
+        /// No point of the ball is lower, whatever the signs of the eigenvalues, and in the hard case,
+        /// where the gradient has no part along the lowest eigenvector.
+        #[test]
+        fn the_step_is_the_lowest_of_the_ball(
+            entries in prop::collection::vec(vector(4), 4),
+            mut gradient in vector(4),
+            others in prop::collection::vec(vector(4), 50),
+            radius in 0.05f64..3.0,
+            hard: bool,
+        ) {
+            let hessian: Matrix =
+                (0..4).map(|i| (0..4).map(|j| entries[i][j] + entries[j][i]).collect()).collect();
+            if hard {
+                let lowest = &symmetric_eigen(&hessian).vectors[0];
+                let along = dot(&gradient, lowest);
+                gradient.iter_mut().zip(lowest).for_each(|(g, v)| *g -= along * v);
+            }
+            let step = lowest_in_ball(&gradient, &hessian, radius);
+            prop_assert!(norm(&step) <= radius * (1.0 + 1e-9));
+            let found = value(&gradient, &hessian, &step);
+            for other in others {
+                let length = norm(&other).max(1e-3);
+                for length in [other.iter().map(|x| x.abs()).fold(0.0, f64::max) * radius, radius]
+                    .map(|wanted| wanted / length)
+                {
+                    let there = value(&gradient, &hessian, &scaled(&other, length));
+                    prop_assert!(found <= there + 1e-7, "{found} {there}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_fit_of_a_quadratic_is_that_quadratic(
+            entries in prop::collection::vec(vector(3), 3),
+            gradient in vector(3),
+            centre in vector(3),
+            radius in 0.01f64..2.0,
+        ) {
+            let hessian: Matrix =
+                (0..3).map(|i| (0..3).map(|j| entries[i][j] + entries[j][i]).collect()).collect();
+            let mut steps = vec![vec![0.0; 3]];
+            for i in 0..3 {
+                for (j, length) in (0..=i).flat_map(|j| [(j, 0.4), (j, -0.3)]) {
+                    let mut step = vec![0.0; 3];
+                    step[i] += 0.2;
+                    step[j] += length;
+                    steps.push(step);
+                }
+            }
+            let evaluations: Vec<Evaluation> = steps
+                .iter()
+                .map(|step| Evaluation {
+                    weights: step.iter().zip(&centre).map(|(s, c)| s + c).collect(),
+                    value: 0.7 + value(&gradient, &hessian, step),
+                    gradient: None,
+                })
+                .collect();
+            let found = fitted(&evaluations, &evaluations[0], radius);
+            prop_assert!((found.value - 0.7).abs() < 1e-9);
+            for i in 0..3 {
+                prop_assert!((found.gradient[i] - gradient[i]).abs() < 1e-7);
+                for j in 0..3 {
+                    prop_assert!((found.hessian[i][j] - hessian[i][j]).abs() < 1e-6);
+                }
+            }
+        }
+    }
+}

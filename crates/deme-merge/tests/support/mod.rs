@@ -84,3 +84,62 @@ impl Draws {
         low + (high - low) * (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
 }
+
+/// Searches, with the settings given as a recipe gives them.
+pub fn config(settings: serde_json::Value) -> deme_merge::SearchConfig {
+    serde_json::from_value(settings).unwrap()
+}
+
+/// Every strategy that decides by what it has seen, and random search, with a budget.
+pub fn every_strategy(max_evaluations: u64) -> Vec<deme_merge::SearchConfig> {
+    use serde_json::json;
+    let searches = [
+        json!({"strategy": "random", "bounds": [-0.5, 1.5], "seed": 3}),
+        json!({"strategy": "cma_es", "seed": 3}),
+        json!({"strategy": "cma_es", "seed": 3, "surrogate": false, "bounds": [0.1, 0.6]}),
+        json!({"strategy": "quadratic_model"}),
+        json!({"strategy": "quadratic_model", "bounds": [0.1, 0.6]}),
+        json!({"strategy": "gradient"}),
+        json!({"strategy": "gradient", "bounds": [0.1, 0.6]}),
+    ];
+    let with_budget = |mut settings: serde_json::Value| {
+        settings["max_evaluations"] = json!(max_evaluations);
+        config(settings)
+    };
+    searches.into_iter().map(with_budget).collect()
+}
+
+/// An objective that must not be asked for the same weights twice, and counts how often it is asked.
+pub struct Once<'a> {
+    basin: &'a Basin,
+    pub asked: std::rc::Rc<std::cell::RefCell<Vec<Vec<f64>>>>,
+}
+
+impl<'a> Once<'a> {
+    pub fn new(basin: &'a Basin) -> Self {
+        Self { basin, asked: Default::default() }
+    }
+
+    fn ask(&self, weights: &[f64]) {
+        let mut asked = self.asked.borrow_mut();
+        assert!(!asked.iter().any(|earlier| earlier == weights), "{weights:?} asked for twice");
+        asked.push(weights.to_vec());
+    }
+}
+
+impl deme_merge::weight_search::Objective for Once<'_> {
+    type Error = std::convert::Infallible;
+
+    fn value(&mut self, weights: &[f64]) -> Result<f64, Self::Error> {
+        self.ask(weights);
+        Ok(self.basin.value(weights))
+    }
+
+    fn value_and_gradient(
+        &mut self,
+        weights: &[f64],
+    ) -> Option<Result<(f64, Vec<f64>), Self::Error>> {
+        self.ask(weights);
+        Some(Ok(self.basin.value_and_gradient(weights)))
+    }
+}
