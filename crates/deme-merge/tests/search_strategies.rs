@@ -234,6 +234,22 @@ fn a_flat_objective_ends_every_search() {
     }
 }
 
+/// Numbers whose squares overflow end no search with anything but an evaluated point.
+#[test]
+fn huge_values_break_nothing() {
+    let basin = Basin::quadratic(1, 2, 5.0);
+    for config in every_strategy(60) {
+        let huge = WithGradient(|weights: &[f64]| {
+            let (value, gradient) = basin.value_and_gradient(weights);
+            let gradient = gradient.iter().map(|g| g * 1e200).collect();
+            Ok::<_, Infallible>((value * 1e200, gradient))
+        });
+        let found = search(&config, 2, huge);
+        assert!(found.evaluations.iter().all(|e| e.weights.iter().all(|w| w.is_finite())));
+        assert!(found.evaluations.iter().all(|e| e.value >= found.best_value));
+    }
+}
+
 /// Parameters in groups: the uniform start is 1 / experts in each.
 #[test]
 fn groups_of_parameters_have_weights_of_their_own() {

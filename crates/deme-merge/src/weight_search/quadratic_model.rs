@@ -3,7 +3,8 @@
 //! Optimization"; first points after Powell 2002, UOBYQA)
 //!
 //! The model is trusted within a distance of the best weights only. Where it keeps its promise the
-//! distance grows, where it does not it shrinks.
+//! distance grows, where it does not it shrinks. With more than about sixteen weights the first points
+//! alone are too many: `gradient` is then the search to use.
 
 use std::fmt::{Debug, Display};
 
@@ -77,8 +78,8 @@ impl QuadraticModelConfig {
             let step = lowest_step(&model, &best.weights, radius, &region);
             let length = norm(&step);
             let promised = -model.change(&step);
-            // Nothing to gain as far as the model can tell.
-            if !(promised > 0.0 && length > 0.0) {
+            // Nothing to gain that the values could show.
+            if !promised.is_finite() || promised <= 4.0 * f64::EPSILON * best.value.abs() {
                 radius /= 2.0;
                 continue;
             }
@@ -93,7 +94,7 @@ impl QuadraticModelConfig {
                     radius /= 2.0;
                 }
             } else if !self.fill_in(search, radius, &region)? {
-                radius = (radius / 2.0).min(length);
+                radius = length.clamp(radius / 8.0, radius / 2.0);
             }
         }
         Ok(())
@@ -345,11 +346,11 @@ mod tests {
                 .collect();
             let found = fitted(&evaluations, &evaluations[0], radius);
             prop_assert!((found.value - 0.7).abs() < 1e-9);
-            for i in 0..3 {
-                prop_assert!((found.gradient[i] - gradient[i]).abs() < 1e-7);
-                for j in 0..3 {
-                    prop_assert!((found.hessian[i][j] - hessian[i][j]).abs() < 1e-6);
-                }
+            for (found, expected) in found.gradient.iter().zip(&gradient) {
+                prop_assert!((found - expected).abs() < 1e-7);
+            }
+            for (found, expected) in found.hessian.iter().flatten().zip(hessian.iter().flatten()) {
+                prop_assert!((found - expected).abs() < 1e-6);
             }
         }
     }
