@@ -33,3 +33,29 @@ impl RandomDraws {
         radius * (std::f64::consts::TAU * self.unit()).cos()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_numbers_have_the_moments_of_the_normal_distribution() {
+        let mut draws = RandomDraws::new(1, 0);
+        let numbers: Vec<f64> = (0..100_000).map(|_| draws.normal()).collect();
+        let moment = |power| numbers.iter().map(|x: &f64| x.powi(power)).sum::<f64>() / 1e5;
+        for (power, expected, nearness) in
+            [(1, 0.0, 0.02), (2, 1.0, 0.03), (3, 0.0, 0.1), (4, 3.0, 0.2)]
+        {
+            assert!((moment(power) - expected).abs() < nearness, "{power}: {}", moment(power));
+        }
+    }
+
+    #[test]
+    fn streams_and_seeds_differ_and_repeat() {
+        let first = |seed, stream| RandomDraws::new(seed, stream).between(-2.0, 3.0);
+        assert_eq!(first(1, 0), first(1, 0));
+        assert_ne!(first(1, 0), first(2, 0));
+        assert_ne!(first(1, 0), first(1, 1));
+        assert!((-2.0..=3.0).contains(&first(1, 0)));
+    }
+}

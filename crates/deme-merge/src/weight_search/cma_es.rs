@@ -8,7 +8,9 @@
 //! CMA-ES", GECCO 2019)
 //!
 //! Departures from the tutorial: the start itself is evaluated first, and draws outside of the bounds are
-//! evaluated at the nearest point inside and ranked with a penalty (as in its section B.5).
+//! evaluated at the nearest point inside and ranked with a penalty (as in its section B.5). From the
+//! surrogate paper: evaluations count by their distance in the fit, not by their rank, and the minimum of
+//! the quadratic is not itself tried.
 //!
 //! Written out here because the searches of this crate pause, fail and end in the middle of a generation,
 //! and the libraries at hand evaluate whole generations of a function that cannot fail.
@@ -184,7 +186,7 @@ impl<'a> Surrogate<'a> {
         self.quadratic.at(&self.cloud.round_step(weights))
     }
 
-    /// Whether Kendall's tau over the latest evaluations is high enough.
+    /// Whether Kendall's tau over the latest evaluations is at least 0.85.
     fn ranks_rightly(&self, evaluations: &[Evaluation]) -> bool {
         let latest = &evaluations[evaluations.len().saturating_sub(15)..];
         let pairs: Vec<(f64, f64)> =
