@@ -8,20 +8,26 @@
 compile_error!("tensor bytes are little endian in every checkpoint format and are used in place");
 
 pub mod atomic_file;
+pub mod landscape;
+mod linear_algebra;
 pub mod merge;
 mod merge_error;
 pub mod merge_method;
 pub mod merge_plan;
+mod random_draws;
 pub mod state_dict;
 pub mod task_vector;
+pub mod task_vector_statistics;
 mod ties;
 pub mod weight_search;
 
 pub use atomic_file::write_atomically;
+pub use landscape::{Landscape, LandscapeConfig, landscape};
 pub use merge::merge;
 pub use merge_error::{MergeError, ModelRole, TensorMismatch};
 pub use merge_method::MergeMethod;
 pub use merge_plan::{MergePlan, MergedTensor};
 pub use state_dict::{Dtype, StateDict, StateDictError, StoredTensor};
 pub use task_vector::TaskVector;
-pub use weight_search::{SearchConfig, SearchError, SearchResult, search_weights};
+pub use task_vector_statistics::{TaskVectorStatistics, task_vector_statistics};
+pub use weight_search::{SearchConfig, SearchError, SearchResult, SearchTask, search_weights};

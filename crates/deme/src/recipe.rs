@@ -281,6 +281,13 @@ impl Recipe {
             );
         }
         if self.merge.weights.is_none() {
+            if self.merge.search.needs_gradient() {
+                return impossible(
+                    "merge.search.strategy = \"gradient\": the objectives of a recipe have none"
+                        .into(),
+                    "use quadratic_model, or cma_es for the Fréchet distance",
+                );
+            }
             self.merge.search.check::<Problem>(self.decouple.ranges).map_err(|error| {
                 Problem::Impossible {
                     message: format!("in [merge.search], {error}"),

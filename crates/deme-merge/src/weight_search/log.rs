@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Evaluation, SearchConfig, SearchError};
+use super::{Evaluation, SearchConfig, SearchError, SearchTask};
 use crate::atomic_file::write_atomically;
 
 /// The first line.
@@ -20,6 +20,8 @@ struct Settings {
     settings_hash: String,
     config: SearchConfig,
     num_experts: usize,
+    #[serde(default)]
+    num_groups: usize,
     objective: String,
 }
 
@@ -31,16 +33,16 @@ pub(super) struct SearchLog {
 impl SearchLog {
     /// Opens or makes the log and returns the evaluations it holds.
     pub(super) fn open<E: Debug + Display>(
-        path: &Path,
         config: &SearchConfig,
-        num_experts: usize,
-        objective: &str,
+        task: &SearchTask<'_>,
     ) -> Result<(Self, Vec<Evaluation>), SearchError<E>> {
+        let path = task.log_path;
         let settings = Settings {
-            settings_hash: settings_hash(config, num_experts, objective),
+            settings_hash: settings_hash(config, task),
             config: config.clone(),
-            num_experts,
-            objective: objective.to_owned(),
+            num_experts: task.num_experts,
+            num_groups: task.num_groups,
+            objective: task.objective.to_owned(),
         };
         let io_error = |source| SearchError::LogIo { path: path.to_owned(), source };
         let text = match fs::read(path) {
@@ -49,6 +51,12 @@ impl SearchLog {
             Err(error) => return Err(io_error(error)),
         };
         let (known, whole_lines) = parse(path, &text, &settings.settings_hash)?;
+        for (index, evaluation) in known.iter().enumerate() {
+            if let Some(reason) = misfit(evaluation, config, task.num_weights()) {
+                let path = path.to_owned();
+                return Err(SearchError::DamagedLog { path, line: index + 2, reason });
+            }
+        }
 
         if whole_lines == 0 {
             let line = json_line(&settings);
@@ -114,15 +122,24 @@ fn parse<E: Debug + Display>(
     Ok((evaluations, position))
 }
 
-/// SHA-256, in hex, of what the evaluations depend on.
-fn settings_hash(config: &SearchConfig, num_experts: usize, objective: &str) -> String {
-    let mut config = config.clone();
-    // A limit changes no value.
-    match &mut config {
-        SearchConfig::Grid(grid) => grid.max_evaluations = 0,
-        SearchConfig::CoordinateGrid(grid) => grid.max_evaluations = 0,
+/// Why an evaluation cannot be one of this search.
+fn misfit(evaluation: &Evaluation, config: &SearchConfig, num_weights: usize) -> Option<String> {
+    let weights = evaluation.weights.len();
+    let derivatives = evaluation.gradient.as_ref().map_or(0, Vec::len);
+    let expected = if config.needs_gradient() { num_weights } else { 0 };
+    if weights != num_weights {
+        Some(format!("{weights} weights, expected {num_weights}"))
+    } else if derivatives != expected {
+        Some(format!("{derivatives} derivatives, expected {expected}"))
+    } else {
+        None
     }
-    let digest: [u8; 32] = Sha256::digest(json_line(&(config, num_experts, objective))).into();
+}
+
+/// SHA-256, in hex, of what the evaluations depend on.
+fn settings_hash(config: &SearchConfig, task: &SearchTask<'_>) -> String {
+    let settings = (config.deciding(), task.num_experts, task.num_groups, task.objective);
+    let digest: [u8; 32] = Sha256::digest(json_line(&settings)).into();
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

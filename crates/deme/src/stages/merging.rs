@@ -5,8 +5,10 @@ use std::path::Path;
 use burn::tensor::Device;
 use deme_diffusion::{UNet2DModel, load_pipeline, save_pipeline};
 use deme_eval::{FeatureStats, frechet_distance};
-use deme_merge::weight_search::SearchProgress;
-use deme_merge::{MergeMethod, MergePlan, SearchResult, StateDict, merge, search_weights};
+use deme_merge::weight_search::SearchEvent;
+use deme_merge::{
+    MergeMethod, MergePlan, SearchResult, SearchTask, StateDict, merge, search_weights,
+};
 use deme_nn::{load_state_dict, to_state_dict};
 
 use crate::diagnostics::Problem;
@@ -93,12 +95,15 @@ pub fn search(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), P
     let evaluate = |weights: &[f64]| -> Result<f64, Problem> {
         objective(&with_state(&models.pretrained, &merging.state_dict_at(weights)?))
     };
-    let observe = |at: SearchProgress<'_>| {
-        progress.at(at.done, &format!("best {:.4} at {:?}", at.best.value, at.best.weights));
+    let observe = |event: SearchEvent<'_>| {
+        if let SearchEvent::Evaluated(at) = event {
+            progress.at(at.done, &format!("best {:.4} at {:?}", at.best.value, at.best.weights));
+        }
     };
     let log = folder.join("search.jsonl");
     let made_with = plan.search.as_ref().map(|search| search.key.to_string()).unwrap_or_default();
-    let found = search_weights(config, experts, &made_with, &log, evaluate, observe)?;
+    let task = SearchTask::new(experts, &made_with, &log);
+    let found = search_weights(config, &task, evaluate, observe)?;
     progress.finish(&format!("{:.4} at {:?}", found.best_value, found.best_weights));
     write_json(&folder.join("search.json"), &found)
 }

@@ -184,6 +184,11 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
         kind: match merge.search {
             SearchConfig::Grid(_) => "grid".to_owned(),
             SearchConfig::CoordinateGrid(_) => "coordinate grid".to_owned(),
+            SearchConfig::Random(_) => "random".to_owned(),
+            SearchConfig::CmaEs(_) => "CMA-ES".to_owned(),
+            SearchConfig::QuadraticModel(_) => "quadratic model".to_owned(),
+            SearchConfig::Gradient(_) => "gradient".to_owned(),
+            SearchConfig::Points(_) => "listed points".to_owned(),
         },
         evaluations: found.evaluations.len(),
         grid_size: usize::try_from(merge.search.size(plan.experts.len())).unwrap_or(usize::MAX),
