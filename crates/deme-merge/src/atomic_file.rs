@@ -5,7 +5,7 @@
 //! of two writers of the same name the last one wins, each with a complete file.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,14 +23,51 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let temporary = temporary_path(path)?;
-    let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-    let result = write_sync_rename(file, &temporary, path, write);
-    if result.is_err() {
-        // The first error is the one worth telling.
-        let _ = fs::remove_file(&temporary);
+    let file = AtomicFile::create(path)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file.file.try_clone()?);
+    write(&mut writer)?;
+    writer.flush()?;
+    file.commit()
+}
+
+/// A file under its temporary name. Dropped without [`Self::commit`] it is removed.
+pub(crate) struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// An empty file beside `path`, in a folder that must exist.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let temporary = temporary_path(path)?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        Ok(Self { file, temporary, path: path.to_owned(), committed: false })
     }
-    result
+
+    /// Writes at a position, in bytes from the start.
+    pub(crate) fn write_at(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(position))?;
+        self.file.write_all(bytes)
+    }
+
+    /// Syncs the file to the disk and gives it its name.
+    pub(crate) fn commit(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.path)?;
+        self.committed = true;
+        sync_folder(&self.path)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // The first error is the one worth telling.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// Removes the temporary files that killed writers left in `folder` (not in its subfolders).
@@ -53,22 +90,6 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<usize> {
         }
     }
     Ok(removed)
-}
-
-fn write_sync_rename(
-    file: File,
-    temporary: &Path,
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
-    write(&mut writer)?;
-    writer.flush()?;
-    let file = writer.into_inner().map_err(|error| error.into_error())?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(temporary, path)?;
-    sync_folder(path)
 }
 
 /// The rename itself must survive a power cut too. Only Unix lets one sync a folder.
