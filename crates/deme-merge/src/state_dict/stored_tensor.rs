@@ -140,27 +140,22 @@ impl StoredTensor {
         &self.bytes()[entries.start * item..entries.end * item]
     }
 
-    /// Says that some bytes will not be read again soon. Of a mapped file these pages then no longer count
+    /// Says that some entries will not be read again soon. Of a mapped file their pages then no longer count
     /// as this process's memory; reading them again is allowed and brings them back.
-    pub(crate) fn release(&self, bytes: Range<usize>) {
+    pub(crate) fn release(&self, entries: Range<usize>) {
         #[cfg(unix)]
         if let Bytes::Mapped { file, range } = &self.bytes
-            && !bytes.is_empty()
+            && !entries.is_empty()
         {
-            let start = range.start + bytes.start;
-            // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
-            let released = unsafe {
-                file.unchecked_advise_range(
-                    memmap2::UncheckedAdvice::DontNeed,
-                    start,
-                    bytes.len().min(range.end - start),
-                )
-            };
+            use memmap2::UncheckedAdvice::DontNeed;
+            let item = self.dtype.bitsize() / 8;
+            let (start, length) = (range.start + entries.start * item, entries.len() * item);
             // Advice that is not taken costs memory, never a result.
-            drop(released);
+            // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
+            let _ = unsafe { file.unchecked_advise_range(DontNeed, start, length) };
         }
         #[cfg(not(unix))]
-        let _ = bytes;
+        let _ = entries;
     }
 
     /// The values as i64.
