@@ -5,7 +5,7 @@
 //! of two writers of the same name the last one wins, each with a complete file.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,10 +46,29 @@ impl AtomicFile {
         Ok(Self { file, temporary, path: path.to_owned(), committed: false })
     }
 
-    /// Writes at a position, in bytes from the start.
-    pub(crate) fn write_at(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(position))?;
-        self.file.write_all(bytes)
+    /// Writes at a position, in bytes from the start. Several threads may do so at once.
+    #[cfg(unix)]
+    pub(crate) fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, position)
+    }
+
+    /// Writes at a position, in bytes from the start. Several threads may do so at once.
+    #[cfg(windows)]
+    pub(crate) fn write_at(&self, mut position: u64, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = std::os::windows::fs::FileExt::seek_write(&self.file, bytes, position)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            position += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// A second handle on the same file, for syncing it while it is written.
+    pub(crate) fn handle(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Syncs the file to the disk and gives it its name.

@@ -3,6 +3,8 @@
 //! `tau_i` becomes `m_i tau_i / (1 - p)` with `m_i` 0 with probability p at each entry and 1 otherwise, so
 //! that its mean stays what it was; what is left is merged linearly.
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::merge_inputs::Block;
 
 /// The masks of one tensor. Whether an entry stays is a pure function of seed, expert, the tensor's name
@@ -44,12 +46,7 @@ impl Dare {
 }
 
 fn key(seed: u64, expert: u64, name: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes());
-    hasher.update(&expert.to_le_bytes());
-    hasher.update(name.as_bytes());
-    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hasher.finalize().into();
-    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    xxh3_64(&[&seed.to_le_bytes(), &expert.to_le_bytes(), name.as_bytes()].concat())
 }
 
 /// The `entry`-th number of SplitMix64 from `key`.   (Steele et al. 2014)

@@ -16,6 +16,7 @@ mod merge_error;
 pub mod merge_inputs;
 pub mod merge_method;
 pub mod merge_plan;
+mod model_folder;
 mod regmean;
 pub mod same_tensors;
 mod slerp;

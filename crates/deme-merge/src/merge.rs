@@ -23,7 +23,7 @@ use crate::same_tensors::{
 use crate::slerp::Slerp;
 use crate::state_dict::{
     StateDict, StateDictWriter, StoredTensor, TensorHash, TensorHasher, WeightFiles, encode_f32,
-    model_hash,
+    model_hash, tensor_hash,
 };
 use crate::ties::Ties;
 
@@ -239,10 +239,10 @@ struct Worker {
 type TensorHashes = Vec<TensorHash>;
 
 impl Worker {
-    fn merge_tensor<'a>(
+    fn merge_tensor(
         &mut self,
-        tensor: &TensorSet<'a>,
-        combination: &Combination<'a>,
+        tensor: &TensorSet<'_>,
+        combination: &Combination<'_>,
         emit: impl Fn(&str, u64, &[u8]) -> Result<(), MergeError>,
     ) -> Result<TensorHashes, MergeError> {
         let Self { inputs, merged, bytes, .. } = self;
@@ -258,10 +258,10 @@ impl Worker {
             }
             Combination::Slerp { t } => TensorRule::Slerp(Slerp::new(tensor, *t, inputs)?),
             Combination::Fisher(statistics) => {
-                let fisher = |statistics: &'a StateDict| {
+                let fisher = statistics.iter().map(|statistics| {
                     statistics.get(name).expect("check_statistics found it for every expert")
-                };
-                of_all = statistics.iter().map(fisher).collect();
+                });
+                of_all = fisher.collect();
                 TensorRule::Fisher
             }
             Combination::RegMean { grams, alpha, mean } => match &grams_of(name, grams)[..] {
@@ -276,10 +276,8 @@ impl Worker {
         let tensor = &TensorSet { statistics: of_all, experts: tensor.experts.clone(), ..*tensor };
 
         let dtype = tensor.theta.dtype();
-        let hasher = |(_, stored): (ModelRole, &StoredTensor)| {
-            TensorHasher::new(name, stored.dtype(), stored.shape())
-        };
-        let mut hashers: Vec<TensorHasher> = tensor.models().map(hasher).collect();
+        let mut hashers: Vec<TensorHasher> =
+            tensor.models().map(|_| TensorHasher::default()).collect();
         let mut offset = 0;
         tensor.for_each_block(inputs, |block| {
             check_models_finite(tensor, block.entries.clone())?;
@@ -288,14 +286,17 @@ impl Worker {
             }
             merged.resize(block.entries.len(), 0.0);
             rule.merge(tensor, block, merged)?;
-            encode_f32(dtype, merged, bytes)?;
+            let bytes = encode_f32(dtype, merged, bytes)?;
             // After rounding: what overflows f16 is found here.
             check_block_finite(dtype, bytes, block.entries.start, ModelRole::Merged, name)?;
             emit(name, offset, bytes)?;
             offset += bytes.len() as u64;
             Ok(())
         })?;
-        Ok(hashers.into_iter().map(TensorHasher::finish).chain(gram_hashes).collect())
+        let hash = |(hasher, (_, stored)): (TensorHasher, (_, &StoredTensor))| {
+            hasher.finish(name, stored.dtype(), stored.shape())
+        };
+        Ok(hashers.into_iter().zip(tensor.models()).map(hash).chain(gram_hashes).collect())
     }
 }
 
@@ -307,9 +308,7 @@ fn copy_tensor(
     let TensorSet { name, theta, experts, .. } = tensor;
     check_block_finite(theta.dtype(), theta.bytes(), 0, ModelRole::Pretrained, name)?;
     emit(name, 0, theta.bytes())?;
-    let mut hasher = TensorHasher::new(name, theta.dtype(), theta.shape());
-    hasher.update(theta.bytes());
-    Ok(vec![hasher.finish(); 1 + experts.len()])
+    Ok(vec![tensor_hash(name, theta); 1 + experts.len()])
 }
 
 /// The content hashes of the models of a merge.
@@ -336,7 +335,7 @@ impl ModelHashes {
 
     /// Zeros, as long as the hashes will be.
     fn unknown(inputs: &MergeInputs<'_>) -> Self {
-        let zeros = || "0".repeat(2 * size_of::<TensorHash>());
+        let zeros = || model_hash(&[]).replace(|_| true, "0");
         Self {
             theta_pre: zeros(),
             experts: inputs.experts.iter().map(|_| zeros()).collect(),

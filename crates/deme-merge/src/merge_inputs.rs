@@ -3,10 +3,12 @@
 //! Models are read where they lie in the mapped files. What has been read is given back at once, so that
 //! memory does not grow with the models. What is done with the numbers is the matter of `merge`.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::merge_error::{MergeError, ModelRole};
@@ -14,8 +16,8 @@ use crate::state_dict::{StateDict, StoredTensor};
 
 /// Entries that are merged at once: of five models in f32 a little more than half a megabyte.
 const BLOCK_ENTRIES: usize = 1 << 15;
-/// Entries after which pages are given back: often enough to matter, seldom enough to cost nothing.
-const RELEASED_ENTRIES: usize = 1 << 20;
+/// Bytes after which pages are given back: often enough to matter, seldom enough to cost nothing.
+const BYTES_IN_MEMORY: usize = 16 << 20;
 
 /// The models of one merge.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,7 @@ pub(crate) struct TensorSet<'a> {
     pub(crate) experts: Vec<&'a StoredTensor>,
     /// Of each expert a number for each entry, where the method uses such.
     pub(crate) statistics: Vec<&'a StoredTensor>,
+    pub(crate) files: &'a MappedFiles,
 }
 
 /// Some entries of a tensor of all models, as f32.
@@ -65,7 +68,6 @@ impl<'a> TensorSet<'a> {
         let models: Vec<&StoredTensor> = self.models().map(|(_, stored)| stored).collect();
         buffers.resize_with(models.len().max(buffers.len()), Vec::new);
         let numel = self.theta.numel();
-        let mut released = 0;
         for start in (0..numel).step_by(BLOCK_ENTRIES) {
             let entries = start..numel.min(start + BLOCK_ENTRIES);
             let mut values = Vec::with_capacity(models.len());
@@ -74,10 +76,8 @@ impl<'a> TensorSet<'a> {
             }
             let (experts, statistics) = values[1..].split_at(self.experts.len());
             visit(&Block { entries: entries.clone(), theta: values[0], experts, statistics })?;
-            if entries.end - released >= RELEASED_ENTRIES || entries.end == numel {
-                models.iter().for_each(|stored| stored.release(released..entries.end));
-                released = entries.end;
-            }
+            let bytes = models.iter().map(|stored| stored.byte_block(entries.clone()).len());
+            self.files.count(bytes.sum());
         }
         Ok(())
     }
@@ -92,8 +92,9 @@ impl<'a> MergeInputs<'a> {
     pub(crate) fn for_each_tensor<S: Send>(
         &self,
         state: impl Fn() -> S + Sync,
-        work: impl Fn(&mut S, usize, &TensorSet<'a>) -> Result<(), MergeError> + Sync,
+        work: impl Fn(&mut S, usize, &TensorSet<'_>) -> Result<(), MergeError> + Sync,
     ) -> Result<Vec<S>, MergeError> {
+        let files = &MappedFiles::of(self);
         let states: Mutex<Vec<S>> = Mutex::new(Vec::new());
         let lock = || states.lock().unwrap_or_else(PoisonError::into_inner);
         // Tensors behind one that failed need not be looked at; those before it may fail too.
@@ -109,7 +110,7 @@ impl<'a> MergeInputs<'a> {
                 }
                 let free = lock().pop();
                 let mut own = free.unwrap_or_else(&state);
-                let result = work(&mut own, number, &self.tensor_set(name, theta));
+                let result = work(&mut own, number, &self.tensor_set(name, theta, files));
                 lock().push(own);
                 let error = result.err()?;
                 first_failure.fetch_min(number, Ordering::Relaxed);
@@ -122,7 +123,15 @@ impl<'a> MergeInputs<'a> {
         }
     }
 
-    fn tensor_set(&self, name: &'a str, theta: &'a StoredTensor) -> TensorSet<'a> {
+    fn tensor_set<'b>(
+        &self,
+        name: &'b str,
+        theta: &'b StoredTensor,
+        files: &'b MappedFiles,
+    ) -> TensorSet<'b>
+    where
+        'a: 'b,
+    {
         let expert = |expert: &'a StateDict| {
             expert.get(name).expect("check_same_tensors found it in every expert")
         };
@@ -131,6 +140,45 @@ impl<'a> MergeInputs<'a> {
             theta,
             experts: self.experts.iter().map(expert).collect(),
             statistics: Vec::new(),
+            files,
         }
     }
+}
+
+/// The files that all tensors of a merge lie in. The pages of a mapped file count as this process's memory
+/// from when they are read; they are given back every few megabytes.
+pub(crate) struct MappedFiles {
+    files: Vec<Arc<Mmap>>,
+    bytes_read: AtomicUsize,
+}
+
+impl MappedFiles {
+    fn of(inputs: &MergeInputs<'_>) -> Self {
+        let models = std::iter::once(inputs.theta_pre).chain(inputs.experts);
+        let tensors = models.chain(inputs.statistics).flat_map(StateDict::iter);
+        // By address: which comes first is of no matter.
+        let by_address: BTreeMap<*const Mmap, &Arc<Mmap>> = tensors
+            .filter_map(|(_, stored)| stored.file().map(|file| (Arc::as_ptr(file), file)))
+            .collect();
+        let files = by_address.into_values().map(Arc::clone).collect();
+        Self { files, bytes_read: AtomicUsize::new(0) }
+    }
+
+    /// Counts bytes that were read, and gives back all pages when there are enough. Those that are still in
+    /// use come back by themselves.
+    pub(crate) fn count(&self, bytes: usize) {
+        let before = self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        if before / BYTES_IN_MEMORY != (before + bytes) / BYTES_IN_MEMORY {
+            self.files.iter().for_each(|file| release(file));
+        }
+    }
+}
+
+fn release(file: &Mmap) {
+    // Advice that is not taken costs memory, never a result.
+    // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
+    #[cfg(unix)]
+    let _ = unsafe { file.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    #[cfg(not(unix))]
+    let _ = file;
 }

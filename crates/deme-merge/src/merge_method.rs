@@ -193,27 +193,24 @@ enum MergeMethodConfig {
     },
 }
 
-/// The paper's choice without tuning: top 20%.
 fn default_density() -> f64 {
-    0.2
+    MergeMethod::DEFAULT_DENSITY
 }
 
 fn default_scale() -> f64 {
-    1.0
+    MergeMethod::DEFAULT_SCALE
 }
 
-/// The paper's choice in most experiments: nine of ten entries.
 fn default_drop() -> f64 {
-    0.9
+    MergeMethod::DEFAULT_DROP
 }
 
 fn default_t() -> f64 {
-    0.5
+    MergeMethod::DEFAULT_T
 }
 
-/// The paper's choice.
 fn default_alpha() -> f64 {
-    0.9
+    MergeMethod::DEFAULT_ALPHA
 }
 
 impl From<MergeMethodConfig> for MergeMethod {
@@ -241,6 +238,17 @@ pub(crate) enum Statistics {
 }
 
 impl MergeMethod {
+    /// Of TIES, the paper's choice without tuning: top 20%.
+    pub const DEFAULT_DENSITY: f64 = 0.2;
+    /// Of TIES.
+    pub const DEFAULT_SCALE: f64 = 1.0;
+    /// Of DARE: nine of ten entries, which the paper finds to cost nothing.
+    pub const DEFAULT_DROP: f64 = 0.9;
+    /// Of SLERP: halfway.
+    pub const DEFAULT_T: f64 = 0.5;
+    /// Of RegMean, the paper's choice.
+    pub const DEFAULT_ALPHA: f64 = 0.9;
+
     /// The method's row in the table.
     pub fn row(&self) -> &'static MethodRow {
         let name = match self {

@@ -9,8 +9,8 @@ use rayon::prelude::*;
 
 use crate::merge_error::{MergeError, ModelRole};
 use crate::merge_inputs::TensorSet;
-use crate::same_tensors::check_finite;
-use crate::state_dict::{StateDict, StoredTensor, TensorHash, TensorHasher};
+use crate::same_tensors::{check_finite, check_models_finite};
+use crate::state_dict::{StateDict, StoredTensor, TensorHash, tensor_hash};
 
 /// What is added to the diagonal, as a part of its mean: inputs that never occurred take the experts' mean,
 /// and the equations have one solution even where there were fewer inputs than columns.
@@ -28,6 +28,7 @@ pub(crate) fn merge_layer(
     alpha: f64,
 ) -> Result<(Vec<f32>, Vec<TensorHash>), MergeError> {
     let name = tensor.name;
+    check_models_finite(tensor, 0..tensor.theta.numel())?;
     let d_in = tensor.theta.shape()[1];
     let rows = tensor.theta.shape()[0];
     let mut sum = vec![0.0; d_in * d_in];
@@ -52,10 +53,8 @@ pub(crate) fn merge_layer(
                 }
             },
         );
-        let mut hasher = TensorHasher::new(name, stored.dtype(), stored.shape());
-        hasher.update(stored.bytes());
-        hashes.push(hasher.finish());
-        stored.release(0..stored.numel());
+        hashes.push(tensor_hash(name, stored));
+        tensor.files.count(stored.bytes().len());
     }
     if !cholesky(&mut sum, d_in) {
         return Err(MergeError::NotGram { name: name.to_owned() });

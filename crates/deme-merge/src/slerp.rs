@@ -6,6 +6,7 @@
 
 use crate::merge_error::MergeError;
 use crate::merge_inputs::{Block, TensorSet};
+use crate::same_tensors::check_models_finite;
 
 /// Vectors whose angle has a cosine beyond this are interpolated linearly (mergekit's choice).
 const NEARLY_PARALLEL: f64 = 0.9995;
@@ -28,6 +29,7 @@ impl Slerp {
     ) -> Result<Self, MergeError> {
         let [mut aa, mut ab, mut bb] = [0.0; 3];
         tensor.for_each_block(buffers, |block| {
+            check_models_finite(tensor, block.entries.clone())?;
             let [a, b] = [block.experts[0], block.experts[1]];
             aa += dot(a, a);
             ab += dot(a, b);

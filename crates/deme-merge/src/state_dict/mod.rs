@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-pub(crate) use content_hash::{TensorHash, TensorHasher, model_hash};
+pub(crate) use content_hash::{TensorHash, TensorHasher, model_hash, tensor_hash};
 pub use error::StateDictError;
 pub use safetensors::Dtype;
 pub use sharded::WeightFiles;
@@ -174,13 +174,10 @@ impl StateDict {
         self.tensors.values().map(|t| t.bytes().len() as u64).sum()
     }
 
-    /// BLAKE3, in hex, of names, dtypes, shapes and bytes in the order of the names; not of the metadata.
+    /// XXH3 (128 bits), in hex, of names, dtypes, shapes and bytes in the order of the names; not of the
+    /// metadata.
     pub fn content_hash(&self) -> String {
-        let hash = |(name, tensor): (&String, &StoredTensor)| {
-            let mut hasher = TensorHasher::new(name, tensor.dtype(), tensor.shape());
-            hasher.update(tensor.bytes());
-            hasher.finish()
-        };
+        let hash = |(name, tensor): (&String, &StoredTensor)| tensor_hash(name, tensor);
         model_hash(&self.tensors.par_iter().map(hash).collect::<Vec<_>>())
     }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{BitOr, Range};
 use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
@@ -70,8 +70,8 @@ impl StoredTensor {
         shape: Vec<usize>,
         values: &[f32],
     ) -> Result<Self, StateDictError> {
-        let mut bytes = Vec::new();
-        encode_f32(dtype, values, &mut bytes)?;
+        let mut scratch = Vec::new();
+        let bytes = encode_f32(dtype, values, &mut scratch)?.to_vec();
         Self::new(dtype, shape, bytes)
     }
 
@@ -140,22 +140,12 @@ impl StoredTensor {
         &self.bytes()[entries.start * item..entries.end * item]
     }
 
-    /// Says that some entries will not be read again soon. Of a mapped file their pages then no longer count
-    /// as this process's memory; reading them again is allowed and brings them back.
-    pub(crate) fn release(&self, entries: Range<usize>) {
-        #[cfg(unix)]
-        if let Bytes::Mapped { file, range } = &self.bytes
-            && !entries.is_empty()
-        {
-            use memmap2::UncheckedAdvice::DontNeed;
-            let item = self.dtype.bitsize() / 8;
-            let (start, length) = (range.start + entries.start * item, entries.len() * item);
-            // Advice that is not taken costs memory, never a result.
-            // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
-            let _ = unsafe { file.unchecked_advise_range(DontNeed, start, length) };
+    /// The mapped file that the tensor lies in, when it does.
+    pub(crate) fn file(&self) -> Option<&Arc<Mmap>> {
+        match &self.bytes {
+            Bytes::Mapped { file, .. } => Some(file),
+            Bytes::Owned(_) => None,
         }
-        #[cfg(not(unix))]
-        let _ = entries;
     }
 
     /// The values as i64.
@@ -252,26 +242,21 @@ fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), S
     Ok(())
 }
 
-/// f32 values as little-endian bytes of `dtype` (f32, f16 or bf16), rounded to the nearest, ties to even.
-pub(crate) fn encode_f32(
+/// f32 values as little-endian bytes of `dtype` (f32, f16 or bf16), rounded to the nearest, ties to even;
+/// converted into `scratch` where they are not f32.
+pub(crate) fn encode_f32<'a>(
     dtype: Dtype,
-    values: &[f32],
-    bytes: &mut Vec<u8>,
-) -> Result<(), StateDictError> {
-    bytes.clear();
+    values: &'a [f32],
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], StateDictError> {
+    scratch.resize(values.len() * 2, 0);
     match dtype {
-        Dtype::F32 => bytes.extend_from_slice(bytemuck::cast_slice(values)),
-        Dtype::F16 => {
-            bytes.resize(values.len() * 2, 0);
-            match bytemuck::try_cast_slice_mut::<u8, f16>(bytes) {
-                Ok(halves) => halves.convert_from_f32_slice(values),
-                Err(_) => fill(bytes, values, |x| f16::from_f32(x).to_le_bytes()),
-            }
-        }
-        Dtype::BF16 => {
-            bytes.resize(values.len() * 2, 0);
-            fill(bytes, values, |x| bf16::from_f32(x).to_le_bytes());
-        }
+        Dtype::F32 => return Ok(bytemuck::cast_slice(values)),
+        Dtype::F16 => match bytemuck::try_cast_slice_mut::<u8, f16>(scratch) {
+            Ok(halves) => halves.convert_from_f32_slice(values),
+            Err(_) => fill(scratch, values, |x| f16::from_f32(x).to_le_bytes()),
+        },
+        Dtype::BF16 => fill(scratch, values, |x| bf16::from_f32(x).to_le_bytes()),
         found => {
             return Err(StateDictError::Dtype {
                 found,
@@ -280,7 +265,7 @@ pub(crate) fn encode_f32(
             });
         }
     }
-    Ok(())
+    Ok(scratch)
 }
 
 fn fill<const N: usize>(bytes: &mut [u8], values: &[f32], item: impl Fn(f32) -> [u8; N]) {
@@ -292,39 +277,49 @@ fn fill<const N: usize>(bytes: &mut [u8], values: &[f32], item: impl Fn(f32) -> 
 /// Position and value of the first NaN or infinity among little-endian values; none in dtypes that are not
 /// floating point.
 pub(crate) fn first_non_finite_of(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
-    // All exponent bits are set in a NaN and in an infinity, and in nothing else.
+    // All exponent bits are set in a NaN and in an infinity, and in nothing else; one more in the lowest of
+    // them then carries into the sign, which was cleared.
     match dtype {
         Dtype::F32 => first(
             bytes,
-            |b| u32::from_le_bytes(b) << 1 >= 0xff00_0000,
+            |b| (u32::from_le_bytes(b) & 0x7fff_ffff) + 0x0080_0000,
+            |bits| bits >> 31 != 0,
             |b| f32::from_le_bytes(b).into(),
         ),
-        Dtype::F16 => {
-            first(bytes, |b| u16::from_le_bytes(b) << 1 >= 0xf800, |b| f16::from_le_bytes(b).into())
-        }
+        Dtype::F16 => first(
+            bytes,
+            |b| (u16::from_le_bytes(b) & 0x7fff) + 0x0400,
+            |bits| bits >> 15 != 0,
+            |b| f16::from_le_bytes(b).into(),
+        ),
         Dtype::BF16 => first(
             bytes,
-            |b| u16::from_le_bytes(b) << 1 >= 0xff00,
+            |b| (u16::from_le_bytes(b) & 0x7fff) + 0x0080,
+            |bits| bits >> 15 != 0,
             |b| bf16::from_le_bytes(b).into(),
         ),
-        Dtype::F64 => {
-            first(bytes, |b| u64::from_le_bytes(b) << 1 >= 0xffe0 << 48, f64::from_le_bytes)
-        }
+        Dtype::F64 => first(
+            bytes,
+            |b| (u64::from_le_bytes(b) & (u64::MAX >> 1)) + (1 << 52),
+            |bits| bits >> 63 != 0,
+            f64::from_le_bytes,
+        ),
         _ => None,
     }
 }
 
-/// The first chunk that is not finite. Looks through all of them at once first, which is what usually is
-/// all there is to do, and fast.
-fn first<const N: usize>(
+/// The first chunk that is not finite. Joins the bits of all chunks first, which usually is all there is to
+/// do, and fast.
+fn first<const N: usize, B: Default + BitOr<Output = B>>(
     bytes: &[u8],
-    is_not_finite: impl Fn([u8; N]) -> bool,
+    bits: impl Fn([u8; N]) -> B,
+    is_not_finite: impl Fn(B) -> bool,
     value: impl Fn([u8; N]) -> f64,
 ) -> Option<(usize, f64)> {
     let (chunks, _) = bytes.as_chunks::<N>();
-    if !chunks.iter().fold(false, |found, &chunk| found | is_not_finite(chunk)) {
+    if !is_not_finite(chunks.iter().fold(B::default(), |joined, &chunk| joined | bits(chunk))) {
         return None;
     }
-    let index = chunks.iter().position(|&chunk| is_not_finite(chunk))?;
+    let index = chunks.iter().position(|&chunk| is_not_finite(bits(chunk)))?;
     Some((index, value(chunks[index])))
 }

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::thread::JoinHandle;
 
 use super::safetensors_file::header;
 use super::sharded::{self, WeightFiles};
@@ -19,13 +21,14 @@ pub(crate) struct StateDictWriter<'a> {
     /// Shard and position in its file of each tensor.
     places: BTreeMap<&'a str, (usize, u64)>,
     index: Option<Index>,
+    early_sync: EarlySync,
 }
 
 struct Shard<'a> {
     path: PathBuf,
     tensors: Vec<(&'a str, &'a StoredTensor)>,
     header_length: usize,
-    file: Mutex<AtomicFile>,
+    file: AtomicFile,
 }
 
 /// The folder that the shards lie in, and what they are called.
@@ -82,13 +85,15 @@ impl<'a> StateDictWriter<'a> {
                 places.insert(*name, (number, position));
                 position += tensor.bytes().len() as u64;
             }
-            let mut file =
+            let file =
                 AtomicFile::create(&path).map_err(|source| StateDictError::write(&path, source))?;
             file.write_at(0, &header).map_err(|source| StateDictError::write(&path, source))?;
-            Ok(Shard { path, tensors, header_length: header.len(), file: Mutex::new(file) })
+            Ok(Shard { path, tensors, header_length: header.len(), file })
         };
-        let shards = shards.into_iter().enumerate().map(shard).collect::<Result<_, _>>()?;
-        Ok(Self { shards, places, index })
+        let shards: Vec<Shard<'a>> =
+            shards.into_iter().enumerate().map(shard).collect::<Result<_, _>>()?;
+        let early_sync = EarlySync::start(&shards)?;
+        Ok(Self { shards, places, index, early_sync })
     }
 
     /// Writes some bytes of a tensor, from position `offset` of its bytes.
@@ -100,9 +105,10 @@ impl<'a> StateDictWriter<'a> {
     ) -> Result<(), StateDictError> {
         let &(shard, start) = self.places.get(name).expect("the tensor is one of the layout");
         let Shard { path, file, .. } = &self.shards[shard];
-        // A thread that panicked while writing ends the merge; what it wrote is never renamed.
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.write_at(start + offset, bytes).map_err(|source| StateDictError::write(path, source))
+        file.write_at(start + offset, bytes)
+            .map_err(|source| StateDictError::write(path, source))?;
+        self.early_sync.count(shard, bytes.len());
+        Ok(())
     }
 
     /// Writes the metadata, syncs, and gives the files their names. Returns the file to load: the index,
@@ -114,12 +120,12 @@ impl<'a> StateDictWriter<'a> {
         self,
         metadata: &BTreeMap<String, String>,
     ) -> Result<PathBuf, StateDictError> {
+        self.early_sync.finish()?;
         let mut written = Vec::new();
         let mut shard_of = Vec::new();
         for Shard { path, tensors, header_length, file } in self.shards {
             let header = header(&tensors, metadata)?;
             assert_eq!(header.len(), header_length, "the metadata must keep its length");
-            let mut file = file.into_inner().unwrap_or_else(PoisonError::into_inner);
             file.write_at(0, &header)
                 .and_then(|()| file.commit())
                 .map_err(|source| StateDictError::write(&path, source))?;
@@ -132,5 +138,48 @@ impl<'a> StateDictWriter<'a> {
                 sharded::finish_folder(&folder, &files, written, &shard_of)
             }
         }
+    }
+}
+
+/// Syncs what is written while more is being written. The disk then works at the same time as the
+/// processor, and little is left to wait for at the end.
+struct EarlySync {
+    written: AtomicUsize,
+    shards: Sender<usize>,
+    thread: JoinHandle<Result<(), StateDictError>>,
+}
+
+impl EarlySync {
+    /// Written bytes that are worth a sync.
+    const STEP: usize = 32 << 20;
+
+    fn start(shards: &[Shard<'_>]) -> Result<Self, StateDictError> {
+        let handle = |shard: &Shard<'_>| match shard.file.handle() {
+            Ok(handle) => Ok((shard.path.clone(), handle)),
+            Err(source) => Err(StateDictError::write(&shard.path, source)),
+        };
+        let files = shards.iter().map(handle).collect::<Result<Vec<_>, _>>()?;
+        let (sender, receiver) = mpsc::channel();
+        // A failed sync is reported once, and here: the later ones of the same file may know nothing of it.
+        let thread = std::thread::spawn(move || {
+            receiver.into_iter().try_for_each(|shard: usize| {
+                let (path, file) = &files[shard];
+                file.sync_data().map_err(|source| StateDictError::write(path, source))
+            })
+        });
+        Ok(Self { written: AtomicUsize::new(0), shards: sender, thread })
+    }
+
+    fn count(&self, shard: usize, bytes: usize) {
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        if before / Self::STEP != (before + bytes) / Self::STEP {
+            // Without a listener a sync has failed, which `finish` tells.
+            let _ = self.shards.send(shard);
+        }
+    }
+
+    fn finish(self) -> Result<(), StateDictError> {
+        drop(self.shards);
+        self.thread.join().expect("the thread only syncs files")
     }
 }
