@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use deme_merge::{StateDict, StateDictError, StoredTensor, write_atomically};
+use deme_merge::{StateDict, StateDictError, write_atomically};
 use deme_nn::{Init, LoadError};
 use serde_json::json;
 
@@ -132,10 +132,20 @@ impl PipelineFolder {
     /// # Errors
     /// [`CheckpointError::Weights`], also for a tensor with a NaN or an infinity.
     pub fn weights(&self) -> Result<StateDict, CheckpointError> {
+        let state = self.unread_weights()?;
+        let refused = |source| CheckpointError::Weights { folder: self.unet.clone(), source };
+        state.check_finite().map_err(refused)?;
+        Ok(state)
+    }
+
+    /// As [`Self::weights`], but no number is looked at: of mapped files nothing is read but the headers.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Weights`].
+    pub fn unread_weights(&self) -> Result<StateDict, CheckpointError> {
         let refused = |source| CheckpointError::Weights { folder: self.unet.clone(), source };
         let mut state = StateDict::load(&self.unet).map_err(refused)?;
         rename_deprecated_attention(&mut state).map_err(refused)?;
-        state.check_finite().map_err(refused)?;
         Ok(state)
     }
 
@@ -236,9 +246,7 @@ fn rename_deprecated_attention(state: &mut StateDict) -> Result<(), StateDictErr
         }
         let tensor = state.remove(&old_name).expect("the name was just listed");
         let tensor = match *tensor.shape() {
-            [d_out, d_in, 1] | [d_out, d_in, 1, 1] => {
-                StoredTensor::new(tensor.dtype(), vec![d_out, d_in], tensor.bytes().to_vec())?
-            }
+            [d_out, d_in, 1] | [d_out, d_in, 1, 1] => tensor.reshaped(vec![d_out, d_in])?,
             _ => tensor,
         };
         state.insert(name, tensor);

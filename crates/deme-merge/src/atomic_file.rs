@@ -23,14 +23,70 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let temporary = temporary_path(path)?;
-    let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-    let result = write_sync_rename(file, &temporary, path, write);
-    if result.is_err() {
-        // The first error is the one worth telling.
-        let _ = fs::remove_file(&temporary);
+    let file = AtomicFile::create(path)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file.file.try_clone()?);
+    write(&mut writer)?;
+    writer.flush()?;
+    file.commit()
+}
+
+/// A file under its temporary name. Dropped without [`Self::commit`] it is removed.
+pub(crate) struct AtomicFile {
+    file: File,
+    temporary: PathBuf,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl AtomicFile {
+    /// An empty file beside `path`, in a folder that must exist.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let temporary = temporary_path(path)?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        Ok(Self { file, temporary, path: path.to_owned(), committed: false })
     }
-    result
+
+    /// Writes at a position, in bytes from the start. Several threads may do so at once.
+    #[cfg(unix)]
+    pub(crate) fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, position)
+    }
+
+    /// Writes at a position, in bytes from the start. Several threads may do so at once.
+    #[cfg(windows)]
+    pub(crate) fn write_at(&self, mut position: u64, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = std::os::windows::fs::FileExt::seek_write(&self.file, bytes, position)?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            position += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// A second handle on the same file, for syncing it while it is written.
+    pub(crate) fn handle(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// Syncs the file to the disk and gives it its name.
+    pub(crate) fn commit(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.temporary, &self.path)?;
+        self.committed = true;
+        sync_folder(&self.path)
+    }
+}
+
+impl Drop for AtomicFile {
+    fn drop(&mut self) {
+        if !self.committed {
+            // The first error is the one worth telling.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// Removes the temporary files that killed writers left in `folder` (not in its subfolders).
@@ -53,22 +109,6 @@ pub fn remove_leftovers(folder: &Path) -> io::Result<usize> {
         }
     }
     Ok(removed)
-}
-
-fn write_sync_rename(
-    file: File,
-    temporary: &Path,
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
-    write(&mut writer)?;
-    writer.flush()?;
-    let file = writer.into_inner().map_err(|error| error.into_error())?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(temporary, path)?;
-    sync_folder(path)
 }
 
 /// The rename itself must survive a power cut too. Only Unix lets one sync a folder.

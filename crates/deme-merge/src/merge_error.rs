@@ -50,6 +50,83 @@ pub enum MergeError {
         /// The given value.
         found: f64,
     },
+    /// A method that takes another number of experts.
+    #[error("{method} merges exactly {expected} experts, found {found}")]
+    ExpertCount {
+        /// The method's name.
+        method: &'static str,
+        /// The number it takes.
+        expected: usize,
+        /// The number given.
+        found: usize,
+    },
+    /// Weights of a group of tensors that cannot be used.
+    #[error("the weights of the group `{group}`: {source}")]
+    Group {
+        /// The group.
+        group: String,
+        /// What is wrong with them.
+        source: Box<MergeError>,
+    },
+    /// Weights for groups that no tensor belongs to.
+    #[error("no tensor belongs to {}: the model's groups are {}", quoted(unknown), quoted(known))]
+    UnknownGroups {
+        /// The names given.
+        unknown: Vec<String>,
+        /// The groups of the model.
+        known: Vec<String>,
+    },
+    /// Groups of tensors without weights.
+    #[error(
+        "no weights for {}: give them, or weights for all tensors that belong to no given group",
+        quoted(groups)
+    )]
+    MissingGroups {
+        /// The groups.
+        groups: Vec<String>,
+    },
+    /// Not one set of statistics per expert, or some for a method that uses none.
+    #[error("{method} needs statistics of {expected} experts, found those of {found}")]
+    StatisticsCount {
+        /// The method's name.
+        method: &'static str,
+        /// The number it needs.
+        expected: usize,
+        /// The number given.
+        found: usize,
+    },
+    /// Statistics that do not fit the models. Nothing is skipped: every difference is listed.
+    #[error("the statistics for {method} do not fit the models: {}", join(mismatches))]
+    StatisticsMismatch {
+        /// The method's name.
+        method: &'static str,
+        /// Every difference, by expert and name. The expert stands for its statistics.
+        mismatches: Vec<TensorMismatch>,
+    },
+    /// Fisher information below zero.
+    #[error(
+        "the Fisher information of tensor `{name}` of expert {expert} is {value} at position {index}: a \
+         mean of squares cannot be negative"
+    )]
+    NegativeFisher {
+        /// The expert, counted from zero.
+        expert: usize,
+        /// The tensor.
+        name: String,
+        /// Position in the flattened tensor.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// Gram matrices that are none.
+    #[error(
+        "the sum of the Gram matrices of `{name}` is not positive definite: a Gram matrix is X^T X of a \
+         layer's inputs X"
+    )]
+    NotGram {
+        /// The weight of the linear layer.
+        name: String,
+    },
     /// A model that holds a NaN or an infinity.
     #[error(
         "tensor `{name}` of {model} holds {value} at position {index}: that model is not usable"
@@ -76,6 +153,8 @@ pub enum ModelRole {
     Pretrained,
     /// theta_i, a finetuned model, counted from zero.
     Expert(usize),
+    /// What is known about an expert, counted from zero.
+    Statistics(usize),
     /// theta_m. Finite inputs give infinities here when they leave the range of the stored dtype.
     Merged,
 }
@@ -85,6 +164,7 @@ impl fmt::Display for ModelRole {
         match self {
             Self::Pretrained => write!(f, "the pretrained model"),
             Self::Expert(expert) => write!(f, "expert {expert}"),
+            Self::Statistics(expert) => write!(f, "the statistics of expert {expert}"),
             Self::Merged => write!(f, "the merged model"),
         }
     }
@@ -149,4 +229,9 @@ pub enum TensorMismatch {
 fn join(mismatches: &[TensorMismatch]) -> String {
     let texts: Vec<String> = mismatches.iter().map(TensorMismatch::to_string).collect();
     texts.join("; ")
+}
+
+fn quoted(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(", ")
 }

@@ -7,9 +7,9 @@
 use rayon::prelude::*;
 use safetensors::Dtype;
 
-use crate::merge::{check_finite, check_same_tensors, expert_values, is_mergeable};
 use crate::merge_error::{MergeError, ModelRole};
 use crate::merge_method::f32_weights;
+use crate::same_tensors::{check_finite, check_same_tensors, expert_values, is_mergeable};
 use crate::state_dict::{StateDict, StoredTensor};
 
 /// A name, a shape and row-major values.
@@ -155,7 +155,7 @@ impl PlannedTensor {
         })
     }
 
-    /// The arithmetic of `merge::linear`, in blocks that stay in the cache.
+    /// The arithmetic of `merge`, in blocks that stay in the cache.
     fn merge_into(&self, weights: &[f32], values: &mut [f32]) {
         const BLOCK: usize = 4096;
         for (block, values) in values.chunks_mut(BLOCK).enumerate() {

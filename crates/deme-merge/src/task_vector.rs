@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::merge::{check_finite, check_same_tensors, is_mergeable};
 use crate::merge_error::{MergeError, ModelRole};
+use crate::same_tensors::{check_finite, check_same_tensors, is_mergeable};
 use crate::state_dict::{StateDict, StoredTensor};
 
 /// What finetuning changed, in f32, for every floating-point tensor (f32, f16, bf16) of a model.

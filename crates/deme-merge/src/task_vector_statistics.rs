@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::merge::{check_finite, check_same_tensors, expert_values, is_mergeable};
 use crate::merge_error::{MergeError, ModelRole};
+use crate::same_tensors::{check_finite, check_same_tensors, expert_values, is_mergeable};
 use crate::state_dict::{StateDict, StoredTensor};
 
 /// What [`task_vector_statistics`] finds.

@@ -4,13 +4,12 @@
 //! each task vector must be to stay, and which sign most entries elect. Both come from passes over the
 //! files; no task vector is ever held in memory.
 
-use std::borrow::Cow;
-
-use rayon::prelude::*;
-
-use crate::merge::{expert_values, is_mergeable};
 use crate::merge_error::MergeError;
-use crate::state_dict::{StateDict, StoredTensor};
+use crate::merge_inputs::{Block, MergeInputs};
+use crate::same_tensors::{check_models_finite, is_mergeable};
+
+/// Magnitudes are counted by half of their bits at a time.
+const BUCKETS: usize = 1 << 16;
 
 /// What must be known about all tensors.
 pub(crate) struct Ties {
@@ -22,41 +21,50 @@ pub(crate) struct Ties {
 }
 
 impl Ties {
-    /// Reads all tensors. They must be checked: equal names and shapes, finite.
+    /// Reads all models three times. Their names and shapes must be equal.
+    ///
+    /// The threshold of an expert is the magnitude of the `kept`-th largest entry of its task vector. The
+    /// bits of a non-negative f32 are ordered like its value: counting them by their upper half finds the
+    /// upper half of the answer, counting those by their lower half the rest. Then the signs are counted.
     pub(crate) fn prepare(
-        theta_pre: &StateDict,
-        experts: &[StateDict],
+        inputs: &MergeInputs<'_>,
         density: f64,
         scale: f32,
     ) -> Result<Self, MergeError> {
-        let tensors: Vec<(&str, &StoredTensor)> =
-            theta_pre.iter().filter(|(_, stored)| is_mergeable(stored.dtype())).collect();
-        let entries: usize = tensors.iter().map(|(_, stored)| stored.numel()).sum();
+        let mergeable = inputs.theta_pre.iter().filter(|(_, stored)| is_mergeable(stored.dtype()));
+        let entries: usize = mergeable.map(|(_, stored)| stored.numel()).sum();
         // The tolerance keeps 0.07 * 100 = 7.000000000000001 from becoming 8.
         let kept = (entries as f64 * density - 1e-9).ceil() as usize;
+        let experts = inputs.experts.len();
+        if kept == 0 {
+            // There are no entries at all.
+            let thresholds = vec![f32::INFINITY; experts];
+            return Ok(Self { thresholds, majority_is_positive: false, scale });
+        }
 
-        let thresholds = experts
-            .par_iter()
-            .map(|expert| threshold(&tensors, expert, kept))
-            .collect::<Result<Vec<f32>, MergeError>>()?;
+        let by_upper = count_magnitudes(inputs, |_, bits| Some(bits >> 16))?;
+        let upper: Vec<(u32, usize)> =
+            by_upper.iter().map(|counts| bucket_of(counts, kept)).collect();
+        let by_lower = count_magnitudes(inputs, |expert, bits| {
+            (bits >> 16 == upper[expert].0).then_some(bits & 0xffff)
+        })?;
+        let threshold = |(counts, &(upper, above)): (&Vec<usize>, &(u32, usize))| {
+            let (lower, _) = bucket_of(counts, kept - above);
+            f32::from_bits(upper << 16 | lower)
+        };
+        let thresholds = by_lower.iter().zip(&upper).map(threshold).collect();
         let mut ties = Self { thresholds, majority_is_positive: false, scale };
-        let elected = tensors
-            .par_iter()
-            .map(|(name, stored)| {
-                let theta = stored.f32_values()?;
-                let theta_i = expert_values(name, experts)?;
-                Ok(ties.sum_of_signs(&theta, &theta_i))
-            })
-            .collect::<Result<Vec<i64>, MergeError>>()?;
+
+        let elected = for_each_block(inputs, || 0, |sum, block| *sum += ties.sum_of_signs(block))?;
         ties.majority_is_positive = elected.iter().sum::<i64>() > 0;
         Ok(ties)
     }
 
-    /// `theta + scale tau` for one tensor.
-    pub(crate) fn combine(&self, theta: &[f32], experts: &[Cow<'_, [f32]>]) -> Vec<f32> {
-        let mut trimmed = vec![0.0; experts.len()];
-        let merge_entry = |(index, &theta): (usize, &f32)| {
-            let sum = self.trim(index, theta, experts, &mut trimmed);
+    /// `theta + scale tau`
+    pub(crate) fn merge(&self, block: &Block<'_>, merged: &mut [f32]) {
+        let mut trimmed = vec![0.0; block.experts.len()];
+        for (index, (m, &theta)) in merged.iter_mut().zip(block.theta).enumerate() {
+            let sum = self.trim(index, theta, block.experts, &mut trimmed);
             let positive = sum > 0.0 || (sum == 0.0 && self.majority_is_positive);
             let (mut total, mut count) = (0.0, 0u32);
             for &tau in &trimmed {
@@ -65,22 +73,15 @@ impl Ties {
                     count += 1;
                 }
             }
-            match count {
+            *m = match count {
                 0 => theta,
                 _ => theta + self.scale * (total / count as f32),
-            }
-        };
-        theta.iter().enumerate().map(merge_entry).collect()
+            };
+        }
     }
 
     /// Fills in the trimmed task vectors at one entry and returns their sum.
-    fn trim(
-        &self,
-        index: usize,
-        theta: f32,
-        experts: &[Cow<'_, [f32]>],
-        trimmed: &mut [f32],
-    ) -> f32 {
+    fn trim(&self, index: usize, theta: f32, experts: &[&[f32]], trimmed: &mut [f32]) -> f32 {
         let mut sum = 0.0;
         for ((trimmed, theta_i), &threshold) in
             trimmed.iter_mut().zip(experts).zip(&self.thresholds)
@@ -92,55 +93,59 @@ impl Ties {
         sum
     }
 
-    fn sum_of_signs(&self, theta: &[f32], experts: &[Cow<'_, [f32]>]) -> i64 {
-        let mut trimmed = vec![0.0; experts.len()];
+    fn sum_of_signs(&self, block: &Block<'_>) -> i64 {
+        let mut trimmed = vec![0.0; block.experts.len()];
         let sign = |(index, &theta)| {
-            let sum = self.trim(index, theta, experts, &mut trimmed);
+            let sum = self.trim(index, theta, block.experts, &mut trimmed);
             i64::from(sum > 0.0) - i64::from(sum < 0.0)
         };
-        theta.iter().enumerate().map(sign).sum()
+        block.theta.iter().enumerate().map(sign).sum()
     }
 }
 
-/// The magnitude of the `kept`-th largest entry of a task vector over all its tensors.
-///
-/// The bits of a non-negative f32 are ordered like its value. Counting them by their upper half finds the
-/// upper half of the answer, counting those by their lower half the rest.
-fn threshold(
-    tensors: &[(&str, &StoredTensor)],
-    expert: &StateDict,
-    kept: usize,
-) -> Result<f32, MergeError> {
-    if kept == 0 {
-        return Ok(f32::INFINITY); // there are no entries at all
-    }
-    let mut by_upper = vec![0usize; 1 << 16];
-    for_each_magnitude(tensors, expert, |bits| by_upper[(bits >> 16) as usize] += 1)?;
-    let (upper, above) = bucket_of(&by_upper, kept);
-
-    let mut by_lower = vec![0usize; 1 << 16];
-    for_each_magnitude(tensors, expert, |bits| {
-        if bits >> 16 == upper {
-            by_lower[(bits & 0xffff) as usize] += 1;
+/// Of each expert, how many entries of its task vector fall into each bucket. `bucket` takes the expert and
+/// the bits of the magnitude.
+fn count_magnitudes(
+    inputs: &MergeInputs<'_>,
+    bucket: impl Fn(usize, u32) -> Option<u32> + Sync,
+) -> Result<Vec<Vec<usize>>, MergeError> {
+    let zeros = || vec![vec![0usize; BUCKETS]; inputs.experts.len()];
+    let parts = for_each_block(inputs, zeros, |counts, block| {
+        for (expert, (counts, theta_i)) in counts.iter_mut().zip(block.experts).enumerate() {
+            for (&t, &t_i) in block.theta.iter().zip(*theta_i) {
+                if let Some(bucket) = bucket(expert, (t_i - t).abs().to_bits()) {
+                    counts[bucket as usize] += 1;
+                }
+            }
         }
     })?;
-    let (lower, _) = bucket_of(&by_lower, kept - above);
-    Ok(f32::from_bits(upper << 16 | lower))
-}
-
-fn for_each_magnitude(
-    tensors: &[(&str, &StoredTensor)],
-    expert: &StateDict,
-    mut visit: impl FnMut(u32),
-) -> Result<(), MergeError> {
-    for (name, stored) in tensors {
-        let theta = stored.f32_values()?;
-        let theta_i = expert_values(name, std::slice::from_ref(expert))?;
-        for (&t, &t_i) in theta.iter().zip(theta_i[0].iter()) {
-            visit((t_i - t).abs().to_bits());
+    let mut total = zeros();
+    for part in &parts {
+        for (total, count) in total.iter_mut().flatten().zip(part.iter().flatten()) {
+            *total += count;
         }
     }
-    Ok(())
+    Ok(total)
+}
+
+/// Does `work` for every block of every tensor that is merged. Each thread has a state of its own.
+fn for_each_block<S: Send>(
+    inputs: &MergeInputs<'_>,
+    state: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, &Block<'_>) + Sync,
+) -> Result<Vec<S>, MergeError> {
+    let own = || (state(), Vec::new());
+    let states = inputs.for_each_tensor(own, |(state, buffers), _, tensor| {
+        if !is_mergeable(tensor.theta.dtype()) {
+            return Ok(());
+        }
+        tensor.for_each_block(buffers, |block| {
+            check_models_finite(tensor, block.entries.clone())?;
+            work(state, block);
+            Ok(())
+        })
+    })?;
+    Ok(states.into_iter().map(|(state, _)| state).collect())
 }
 
 /// Which bucket holds the `rank`-th largest (from 1), and how many lie in larger buckets.
@@ -158,6 +163,7 @@ fn bucket_of(counts: &[usize], rank: usize) -> (u32, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state_dict::{StateDict, StoredTensor};
     use proptest::prelude::*;
 
     proptest! {
@@ -177,13 +183,16 @@ mod tests {
                 .into_iter()
                 .collect()
             };
-            let theta_pre = point(vec![0.0; taus.len()]);
-            let tensors: Vec<_> = theta_pre.iter().collect();
-            let found = threshold(&tensors, &point(taus.clone()), kept);
+            let (theta_pre, experts) = (point(vec![0.0; taus.len()]), [point(taus.clone())]);
+            let inputs =
+                MergeInputs { theta_pre: &theta_pre, experts: &experts, statistics: &[] };
+            // Half an entry less than `kept`: rounding must not decide how many stay.
+            let density = (kept as f64 - 0.5) / taus.len() as f64;
+            let found = Ties::prepare(&inputs, density, 1.0);
 
             let mut magnitudes: Vec<f32> = taus.iter().map(|tau| tau.abs()).collect();
             magnitudes.sort_by(f32::total_cmp);
-            prop_assert_eq!(found.ok(), Some(magnitudes[taus.len() - kept]));
+            prop_assert_eq!(found.ok().map(|ties| ties.thresholds), Some(vec![magnitudes[taus.len() - kept]]));
         }
     }
 }

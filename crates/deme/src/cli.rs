@@ -130,18 +130,74 @@ pub struct SampleArguments {
 /// Arguments of `deme merge`.
 #[derive(Debug, Args)]
 pub struct MergeArguments {
-    /// The pretrained model: a file of tensors or a diffusers folder
-    #[arg(long)]
-    pub base: PathBuf,
+    /// The pretrained model: a file of tensors or a diffusers folder, of a pipeline or a UNet
+    #[arg(long, value_name = "PATH", required_unless_present = "list_methods")]
+    pub base: Option<PathBuf>,
     /// An expert finetuned from it; once per expert
-    #[arg(long = "expert", value_name = "PATH", required = true)]
+    #[arg(long = "expert", value_name = "PATH", required_unless_present = "list_methods")]
     pub experts: Vec<PathBuf>,
+    /// Where the merged model goes: a file or folder like the base
+    #[arg(long, value_name = "PATH", required_unless_present = "list_methods")]
+    pub out: Option<PathBuf>,
+    /// How to merge; --list-methods tells the names [default: linear with weights, otherwise uniform]
+    #[arg(long, value_name = "NAME")]
+    pub method: Option<String>,
     /// One weight per expert [default: 1/N each]
     #[arg(long, value_delimiter = ',', allow_negative_numbers = true, value_name = "W,W,..")]
     pub weights: Option<Vec<f64>>,
-    /// Where the merged model goes: a file or folder like the base
+    /// linear: weights per part of the UNet, a TOML or JSON table with keys such as down, mid, up_blocks.2, rest
+    #[arg(long, value_name = "FILE")]
+    pub group_weights: Option<PathBuf>,
+    /// ties: the part of the entries that stays [default: 0.2]
     #[arg(long)]
-    pub out: PathBuf,
+    pub density: Option<f64>,
+    /// ties: the factor of the merged task vector [default: 1]
+    #[arg(long, allow_negative_numbers = true)]
+    pub scale: Option<f64>,
+    /// dare: the part of the entries that is dropped [default: 0.9]
+    #[arg(long)]
+    pub drop: Option<f64>,
+    /// dare: what is drawn from [default: 0]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// slerp: from 0, the first expert, to 1, the second [default: 0.5]
+    #[arg(long)]
+    pub t: Option<f64>,
+    /// fisher: the diagonal Fisher information of an expert, a file of tensors; once per expert, in their order
+    #[arg(long, value_name = "FILE")]
+    pub fisher: Vec<PathBuf>,
+    /// regmean: the Gram matrices of an expert's linear layers, a file of tensors; once per expert, in their order
+    #[arg(long, value_name = "FILE")]
+    pub gram: Vec<PathBuf>,
+    /// regmean: the factor of entries off the diagonal [default: 0.9]
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// Folders: the largest weight file, as in 10GB, 500MB or 2GiB; larger weights are split
+    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
+    pub max_shard_size: u64,
+    /// Print the methods with their formulas, parameters and papers, and stop
+    #[arg(long)]
+    pub list_methods: bool,
+}
+
+/// A number of bytes: `10GB` and `500MB` count in thousands, `2GiB` in 1024s, as in diffusers.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KIB" => 1 << 10,
+        "MIB" => 1 << 20,
+        "GIB" => 1 << 30,
+        unit => return Err(format!("`{unit}` is no unit; known are KB, MB, GB, KiB, MiB, GiB")),
+    };
+    let count: u64 = digits.parse().map_err(|_| format!("`{digits}` is no whole number"))?;
+    match count.checked_mul(unit) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("it must be more than 0 and fit 64 bits".into()),
+    }
 }
 
 /// Arguments of `deme predict`.
@@ -184,4 +240,21 @@ pub struct FdArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in
+            [("10GB", 10_000_000_000), ("2GiB", 1 << 31), ("500mb", 500_000_000), ("7", 7)]
+        {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "1.5GB", "3 apples", "0MB", "99999999999GB", "-1"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

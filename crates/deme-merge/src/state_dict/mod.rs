@@ -4,6 +4,7 @@
 //! the folders `save_pretrained` writes; writes safetensors. Names, dtypes and bytes are kept exactly as
 //! they are stored. This is not a network: nothing here knows what a tensor is for.
 
+mod content_hash;
 mod error;
 mod folder;
 mod pickle;
@@ -11,17 +12,21 @@ mod safetensors_file;
 mod sharded;
 mod stored_tensor;
 mod torch_file;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
+pub(crate) use content_hash::{TensorHash, TensorHasher, model_hash, tensor_hash};
 pub use error::StateDictError;
 pub use safetensors::Dtype;
+pub use sharded::WeightFiles;
 pub use stored_tensor::StoredTensor;
+pub(crate) use stored_tensor::{encode_f32, first_non_finite_of};
+pub(crate) use writer::StateDictWriter;
 
 /// Named tensors in the order of their names, and the free-form metadata of a safetensors header.
 #[derive(Clone, Default)]
@@ -79,8 +84,7 @@ impl StateDict {
     /// [`StateDictError::Io`] when the disk is full or the folder missing, and
     /// [`StateDictError::ReservedName`] for a tensor called `__metadata__`.
     pub fn save(&self, path: &Path) -> Result<(), StateDictError> {
-        let tensors: Vec<(&str, &StoredTensor)> = self.iter().collect();
-        safetensors_file::save(path, &tensors, &self.metadata)
+        self.write(StateDictWriter::to_file(path, self.iter(), &self.metadata)?).map(drop)
     }
 
     /// Writes `stem-00001-of-0000N.safetensors` and `stem.safetensors.index.json` into `folder`, as
@@ -97,8 +101,17 @@ impl StateDict {
         folder: &Path,
         stem: &str,
         max_shard_bytes: u64,
-    ) -> Result<std::path::PathBuf, StateDictError> {
-        sharded::save(self, folder, stem, max_shard_bytes)
+    ) -> Result<PathBuf, StateDictError> {
+        let files = WeightFiles::new(stem);
+        let (tensors, metadata) = (self.iter(), &self.metadata);
+        self.write(StateDictWriter::to_folder(folder, &files, max_shard_bytes, tensors, metadata)?)
+    }
+
+    fn write(&self, writer: StateDictWriter<'_>) -> Result<PathBuf, StateDictError> {
+        for (name, tensor) in self.iter() {
+            writer.write(name, 0, tensor.bytes())?;
+        }
+        writer.finish(&self.metadata)
     }
 
     /// The free-form metadata of the header.
@@ -161,32 +174,11 @@ impl StateDict {
         self.tensors.values().map(|t| t.bytes().len() as u64).sum()
     }
 
-    /// SHA-256, in hex, of names, dtypes, shapes and bytes in the order of the names; not of the metadata.
+    /// XXH3 (128 bits), in hex, of names, dtypes, shapes and bytes in the order of the names; not of the
+    /// metadata.
     pub fn content_hash(&self) -> String {
-        // Hashing is what costs time here, and tensors can be hashed side by side.
-        let hashes: Vec<[u8; 32]> = self
-            .tensors
-            .par_iter()
-            .map(|(name, tensor)| {
-                let mut hash = Sha256::new();
-                hash.update((name.len() as u64).to_le_bytes());
-                hash.update(name.as_bytes());
-                hash.update(tensor.dtype().to_string().as_bytes());
-                hash.update((tensor.shape().len() as u64).to_le_bytes());
-                for &size in tensor.shape() {
-                    hash.update((size as u64).to_le_bytes());
-                }
-                hash.update(tensor.bytes());
-                hash.finalize().into()
-            })
-            .collect();
-        let mut hash = Sha256::new();
-        hash.update((hashes.len() as u64).to_le_bytes());
-        for tensor_hash in hashes {
-            hash.update(tensor_hash);
-        }
-        let digest: [u8; 32] = hash.finalize().into();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        let hash = |(name, tensor): (&String, &StoredTensor)| tensor_hash(name, tensor);
+        model_hash(&self.tensors.par_iter().map(hash).collect::<Vec<_>>())
     }
 
     /// Checks that no floating-point tensor holds a NaN or an infinity.

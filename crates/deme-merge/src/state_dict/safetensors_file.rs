@@ -1,11 +1,10 @@
 //! One safetensors file: eight bytes of header length, a JSON header, the tensors' bytes.
 //!
-//! Reading maps the file. Writing makes its own header, because the format's own writer does not fix the
-//! order of the metadata and equal state dicts must give equal bytes.
+//! Reading maps the file. The header for writing is made here, because the format's own writer does not fix
+//! the order of the metadata and equal state dicts must give equal bytes; `writer` writes the rest.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,7 +13,6 @@ use safetensors::SafeTensors;
 use serde_json::{Map, Value, json};
 
 use super::{StateDict, StateDictError, StoredTensor};
-use crate::atomic_file::write_atomically;
 
 const METADATA_KEY: &str = "__metadata__";
 
@@ -50,25 +48,9 @@ pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
     Ok(state_dict)
 }
 
-pub(super) fn save(
-    path: &Path,
-    tensors: &[(&str, &StoredTensor)],
-    metadata: &BTreeMap<String, String>,
-) -> Result<(), StateDictError> {
-    // Widest dtype first: every tensor then starts at a multiple of its own element size.
-    let mut tensors = tensors.to_vec();
-    tensors.sort_by_key(|(name, tensor)| (std::cmp::Reverse(tensor.dtype().bitsize()), *name));
-    let header = header(&tensors, metadata)?;
-
-    write_atomically(path, |writer| {
-        writer.write_all(&(header.len() as u64).to_le_bytes())?;
-        writer.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, tensor)| writer.write_all(tensor.bytes()))
-    })
-    .map_err(|source| StateDictError::write(path, source))
-}
-
-fn header(
+/// Everything before the tensors' bytes: eight bytes of length, and the JSON. The tensors must be sorted as
+/// they lie in the file.
+pub(super) fn header(
     tensors: &[(&str, &StoredTensor)],
     metadata: &BTreeMap<String, String>,
 ) -> Result<Vec<u8>, StateDictError> {
@@ -92,8 +74,11 @@ fn header(
         offset = end;
     }
 
-    let mut bytes = serde_json::to_vec(&Value::Object(header))
+    let mut bytes = vec![0; 8];
+    serde_json::to_writer(&mut bytes, &Value::Object(header))
         .expect("strings and numbers always make valid JSON");
     bytes.resize(bytes.len().next_multiple_of(8), b' ');
+    let length = bytes.len() as u64 - 8;
+    bytes[..8].copy_from_slice(&length.to_le_bytes());
     Ok(bytes)
 }

@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{StateDict, StateDictError, StoredTensor, safetensors_file};
+use super::folder::weights_in;
+use super::{StateDict, StateDictError, StoredTensor};
 use crate::atomic_file::write_atomically;
 
 /// `x.index.json`, or `x.index.fp16.json` as diffusers names the index of a variant.
@@ -78,52 +79,108 @@ pub(super) fn load(path: &Path) -> Result<StateDict, StateDictError> {
     Err(StateDictError::ShardMismatch { index: path.to_owned(), problems })
 }
 
-pub(super) fn save(
-    state_dict: &StateDict,
-    folder: &Path,
-    stem: &str,
-    max_shard_bytes: u64,
-) -> Result<PathBuf, StateDictError> {
-    let shards = split(state_dict, max_shard_bytes);
-    let index_path = folder.join(format!("{stem}.safetensors.index.json"));
+/// What the weight files of a folder are called: `stem` and the variant, as diffusers spells them.
+///
+/// Without a variant `stem.safetensors`, `stem-00001-of-00002.safetensors`, `stem.safetensors.index.json`;
+/// with one `stem.fp16.safetensors`, `stem.fp16-00001-of-00002.safetensors`,
+/// `stem.safetensors.index.fp16.json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightFiles {
+    stem: String,
+    variant: Option<String>,
+}
 
-    let (written, main) = if shards.len() <= 1 {
-        let path = folder.join(format!("{stem}.safetensors"));
-        state_dict.save(&path)?;
-        (vec![path.clone()], path)
-    } else {
-        let mut written = Vec::new();
-        let mut weight_map = BTreeMap::new();
-        for (number, shard) in shards.iter().enumerate() {
-            let file = format!("{stem}-{:05}-of-{:05}.safetensors", number + 1, shards.len());
-            let path = folder.join(&file);
-            safetensors_file::save(&path, shard, &state_dict.metadata)?;
-            weight_map.extend(shard.iter().map(|(name, _)| (*name, file.clone())));
-            written.push(path);
+impl WeightFiles {
+    /// The files of this stem, such as `diffusion_pytorch_model`, without a variant.
+    pub fn new(stem: impl Into<String>) -> Self {
+        Self { stem: stem.into(), variant: None }
+    }
+
+    /// The names under which safetensors take the place of the weights that [`StateDict::load`] reads from
+    /// this folder: of `x.fp16.bin`, or of its index, it is `x` with the variant `fp16`.
+    ///
+    /// # Errors
+    /// [`StateDictError::EmptyFolder`] and [`StateDictError::AmbiguousFolder`].
+    pub fn of_folder(folder: &Path) -> Result<Self, StateDictError> {
+        let file = weights_in(folder)?;
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let (stem, rest) = name.split_once('.').unwrap_or((&name, ""));
+        let known = ["safetensors", "bin", "index", "json"];
+        let variant = rest.split('.').find(|part| !known.contains(part)).map(String::from);
+        // transformers calls its pickles otherwise than its safetensors.
+        let stem = if stem == "pytorch_model" { "model" } else { stem };
+        Ok(Self { stem: stem.to_owned(), variant })
+    }
+
+    pub(super) fn single(&self) -> String {
+        format!("{}.safetensors", self.with_variant())
+    }
+
+    pub(super) fn shard(&self, number: usize, count: usize) -> String {
+        format!("{}-{:05}-of-{count:05}.safetensors", self.with_variant(), number + 1)
+    }
+
+    fn index(&self) -> String {
+        match &self.variant {
+            None => format!("{}.safetensors.index.json", self.stem),
+            Some(variant) => format!("{}.safetensors.index.{variant}.json", self.stem),
         }
-        let index = json!({
-            "metadata": { "total_size": state_dict.num_bytes() },
-            "weight_map": weight_map,
-        });
+    }
+
+    fn with_variant(&self) -> String {
+        match &self.variant {
+            None => self.stem.clone(),
+            Some(variant) => format!("{}.{variant}", self.stem),
+        }
+    }
+
+    /// Whether a file of that name belongs to these weights.
+    fn contain(&self, name: &str) -> bool {
+        name == self.index()
+            || name
+                .strip_prefix(&self.with_variant())
+                .is_some_and(|rest| rest == ".safetensors" || is_shard_number(rest))
+    }
+}
+
+/// Writes the index of the written shards (unless it is a single file), and removes what an earlier save
+/// left. `shard_of` says which of the files holds a tensor.
+pub(super) fn finish_folder(
+    folder: &Path,
+    files: &WeightFiles,
+    mut written: Vec<PathBuf>,
+    shard_of: &[((&str, &StoredTensor), usize)],
+) -> Result<PathBuf, StateDictError> {
+    if written.len() > 1 {
+        let total_size: u64 = shard_of.iter().map(|((_, t), _)| t.bytes().len() as u64).sum();
+        let weight_map: BTreeMap<&str, String> = shard_of
+            .iter()
+            .map(|&((name, _), shard)| (name, files.shard(shard, written.len())))
+            .collect();
+        let index = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+        let path = folder.join(files.index());
         // Last: an index never names a shard that is not there yet.
-        write_atomically(&index_path, |writer| {
+        write_atomically(&path, |writer| {
             serde_json::to_writer_pretty(&mut *writer, &index)?;
             writer.write_all(b"\n")
         })
-        .map_err(|source| StateDictError::write(&index_path, source))?;
-        written.push(index_path.clone());
-        (written, index_path)
-    };
-    remove_others_of_stem(folder, stem, &written)?;
-    Ok(main)
+        .map_err(|source| StateDictError::write(&path, source))?;
+        written.push(path);
+    }
+    remove_others(folder, files, &written)?;
+    Ok(written.pop().expect("there is at least one file"))
 }
 
 /// Fills shard after shard in the order of the names.
-fn split(state_dict: &StateDict, max_shard_bytes: u64) -> Vec<Vec<(&str, &StoredTensor)>> {
+/// Without tensors there is one empty shard.
+pub(super) fn split<'a>(
+    tensors: impl Iterator<Item = (&'a str, &'a StoredTensor)>,
+    max_shard_bytes: u64,
+) -> Vec<Vec<(&'a str, &'a StoredTensor)>> {
     let mut shards = Vec::new();
     let mut shard = Vec::new();
     let mut shard_bytes = 0;
-    for (name, tensor) in state_dict.iter() {
+    for (name, tensor) in tensors {
         let bytes = tensor.bytes().len() as u64;
         if !shard.is_empty() && shard_bytes + bytes > max_shard_bytes {
             shards.push(std::mem::take(&mut shard));
@@ -132,26 +189,23 @@ fn split(state_dict: &StateDict, max_shard_bytes: u64) -> Vec<Vec<(&str, &Stored
         shard.push((name, tensor));
         shard_bytes += bytes;
     }
-    if !shard.is_empty() {
+    if !shard.is_empty() || shards.is_empty() {
         shards.push(shard);
     }
     shards
 }
 
-/// Removes what an earlier save under the same stem left: a second model in the folder.
-fn remove_others_of_stem(
+/// Removes what an earlier save under the same names left: a second model in the folder.
+fn remove_others(
     folder: &Path,
-    stem: &str,
+    files: &WeightFiles,
     written: &[PathBuf],
 ) -> Result<(), StateDictError> {
     let entries = fs::read_dir(folder).map_err(|source| StateDictError::read(folder, source))?;
     for entry in entries {
         let path = entry.map_err(|source| StateDictError::read(folder, source))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let ours = name.strip_prefix(stem).is_some_and(|rest| {
-            rest == ".safetensors" || rest == ".safetensors.index.json" || is_shard_number(rest)
-        });
-        if ours && !written.contains(&path) {
+        if files.contain(&name) && !written.contains(&path) {
             fs::remove_file(&path).map_err(|source| StateDictError::write(&path, source))?;
         }
     }

@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
+use std::ops::{BitOr, Range};
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use safetensors::Dtype;
@@ -69,18 +70,8 @@ impl StoredTensor {
         shape: Vec<usize>,
         values: &[f32],
     ) -> Result<Self, StateDictError> {
-        let bytes: Vec<u8> = match dtype {
-            Dtype::F32 => bytemuck::cast_slice(values).to_vec(),
-            Dtype::F16 => bytes_of(values, |x| f16::from_f32(x).to_le_bytes()),
-            Dtype::BF16 => bytes_of(values, |x| bf16::from_f32(x).to_le_bytes()),
-            found => {
-                return Err(StateDictError::Dtype {
-                    found,
-                    wanted: "a target of f32 values",
-                    convertible: "F32, F16, BF16",
-                });
-            }
-        };
+        let mut scratch = Vec::new();
+        let bytes = encode_f32(dtype, values, &mut scratch)?.to_vec();
         Self::new(dtype, shape, bytes)
     }
 
@@ -117,23 +108,44 @@ impl StoredTensor {
 
     /// As [`Self::to_f32`], without a copy where the bytes already are aligned f32.
     pub(crate) fn f32_values(&self) -> Result<Cow<'_, [f32]>, StateDictError> {
-        let bytes = self.bytes();
-        Ok(match self.dtype {
-            Dtype::F32 => match bytemuck::try_cast_slice(bytes) {
-                Ok(values) => Cow::Borrowed(values),
-                Err(_) => Cow::Owned(values_of(bytes, f32::from_le_bytes)),
-            },
-            Dtype::F16 => Cow::Owned(values_of(bytes, |b| f16::from_le_bytes(b).to_f32())),
-            Dtype::BF16 => Cow::Owned(values_of(bytes, |b| bf16::from_le_bytes(b).to_f32())),
-            Dtype::F64 => Cow::Owned(values_of(bytes, |b| f64::from_le_bytes(b) as f32)),
-            found => {
-                return Err(StateDictError::Dtype {
-                    found,
-                    wanted: "f32",
-                    convertible: "F32, F16, BF16, F64",
-                });
-            }
-        })
+        if let Some(values) = self.f32_in_place(self.bytes()) {
+            return Ok(Cow::Borrowed(values));
+        }
+        let mut values = Vec::new();
+        decode_f32(self.dtype, self.bytes(), &mut values)?;
+        Ok(Cow::Owned(values))
+    }
+
+    /// Some entries as f32: in place where they lie as aligned f32, otherwise converted into `scratch`.
+    pub(crate) fn f32_block<'a>(
+        &'a self,
+        entries: Range<usize>,
+        scratch: &'a mut Vec<f32>,
+    ) -> Result<&'a [f32], StateDictError> {
+        let bytes = self.byte_block(entries);
+        if let Some(values) = self.f32_in_place(bytes) {
+            return Ok(values);
+        }
+        decode_f32(self.dtype, bytes, scratch)?;
+        Ok(scratch)
+    }
+
+    fn f32_in_place<'a>(&self, bytes: &'a [u8]) -> Option<&'a [f32]> {
+        (self.dtype == Dtype::F32).then(|| bytemuck::try_cast_slice(bytes).ok()).flatten()
+    }
+
+    /// The bytes of some entries. Only for dtypes of whole bytes.
+    pub(crate) fn byte_block(&self, entries: Range<usize>) -> &[u8] {
+        let item = self.dtype.bitsize() / 8;
+        &self.bytes()[entries.start * item..entries.end * item]
+    }
+
+    /// The mapped file that the tensor lies in, when it does.
+    pub(crate) fn file(&self) -> Option<&Arc<Mmap>> {
+        match &self.bytes {
+            Bytes::Mapped { file, .. } => Some(file),
+            Bytes::Owned(_) => None,
+        }
     }
 
     /// The values as i64.
@@ -160,16 +172,18 @@ impl StoredTensor {
         })
     }
 
+    /// The same bytes under another shape.
+    ///
+    /// # Errors
+    /// [`StateDictError::ByteCount`] when the new shape holds another number of entries.
+    pub fn reshaped(self, shape: Vec<usize>) -> Result<Self, StateDictError> {
+        check_byte_count(self.dtype, &shape, self.bytes().len())?;
+        Ok(Self { shape, ..self })
+    }
+
     /// Position and value of the first NaN or infinity; none in tensors that are not floating point.
     pub(crate) fn first_non_finite(&self) -> Option<(usize, f64)> {
-        let bytes = self.bytes();
-        match self.dtype {
-            Dtype::F32 => first_non_finite(bytes, |b| f32::from_le_bytes(b).into()),
-            Dtype::F16 => first_non_finite(bytes, |b| f16::from_le_bytes(b).into()),
-            Dtype::BF16 => first_non_finite(bytes, |b| bf16::from_le_bytes(b).into()),
-            Dtype::F64 => first_non_finite(bytes, f64::from_le_bytes),
-            _ => None,
-        }
+        first_non_finite_of(self.dtype, self.bytes())
     }
 }
 
@@ -203,15 +217,109 @@ fn values_of<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> V
     chunks.iter().map(|&chunk| value(chunk)).collect()
 }
 
-fn bytes_of<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&x| bytes(x)).collect()
+/// Little-endian bytes as f32. Exact for f32, f16 and bf16; f64 is rounded.
+fn decode_f32(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) -> Result<(), StateDictError> {
+    values.clear();
+    match dtype {
+        Dtype::F32 => values.extend(values_of(bytes, f32::from_le_bytes)),
+        Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+            Ok(halves) => {
+                values.resize(halves.len(), 0.0);
+                halves.convert_to_f32_slice(values);
+            }
+            Err(_) => values.extend(values_of(bytes, |b| f16::from_le_bytes(b).to_f32())),
+        },
+        Dtype::BF16 => values.extend(values_of(bytes, |b| bf16::from_le_bytes(b).to_f32())),
+        Dtype::F64 => values.extend(values_of(bytes, |b| f64::from_le_bytes(b) as f32)),
+        found => {
+            return Err(StateDictError::Dtype {
+                found,
+                wanted: "f32",
+                convertible: "F32, F16, BF16, F64",
+            });
+        }
+    }
+    Ok(())
 }
 
-fn first_non_finite<const N: usize>(
+/// f32 values as little-endian bytes of `dtype` (f32, f16 or bf16), rounded to the nearest, ties to even;
+/// converted into `scratch` where they are not f32.
+pub(crate) fn encode_f32<'a>(
+    dtype: Dtype,
+    values: &'a [f32],
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], StateDictError> {
+    scratch.resize(values.len() * 2, 0);
+    match dtype {
+        Dtype::F32 => return Ok(bytemuck::cast_slice(values)),
+        Dtype::F16 => match bytemuck::try_cast_slice_mut::<u8, f16>(scratch) {
+            Ok(halves) => halves.convert_from_f32_slice(values),
+            Err(_) => fill(scratch, values, |x| f16::from_f32(x).to_le_bytes()),
+        },
+        Dtype::BF16 => fill(scratch, values, |x| bf16::from_f32(x).to_le_bytes()),
+        found => {
+            return Err(StateDictError::Dtype {
+                found,
+                wanted: "a target of f32 values",
+                convertible: "F32, F16, BF16",
+            });
+        }
+    }
+    Ok(scratch)
+}
+
+fn fill<const N: usize>(bytes: &mut [u8], values: &[f32], item: impl Fn(f32) -> [u8; N]) {
+    for (bytes, &value) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *bytes = item(value);
+    }
+}
+
+/// Position and value of the first NaN or infinity among little-endian values; none in dtypes that are not
+/// floating point.
+pub(crate) fn first_non_finite_of(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
+    // All exponent bits are set in a NaN and in an infinity, and in nothing else; one more in the lowest of
+    // them then carries into the sign, which was cleared.
+    match dtype {
+        Dtype::F32 => first(
+            bytes,
+            |b| (u32::from_le_bytes(b) & 0x7fff_ffff) + 0x0080_0000,
+            |bits| bits >> 31 != 0,
+            |b| f32::from_le_bytes(b).into(),
+        ),
+        Dtype::F16 => first(
+            bytes,
+            |b| (u16::from_le_bytes(b) & 0x7fff) + 0x0400,
+            |bits| bits >> 15 != 0,
+            |b| f16::from_le_bytes(b).into(),
+        ),
+        Dtype::BF16 => first(
+            bytes,
+            |b| (u16::from_le_bytes(b) & 0x7fff) + 0x0080,
+            |bits| bits >> 15 != 0,
+            |b| bf16::from_le_bytes(b).into(),
+        ),
+        Dtype::F64 => first(
+            bytes,
+            |b| (u64::from_le_bytes(b) & (u64::MAX >> 1)) + (1 << 52),
+            |bits| bits >> 63 != 0,
+            f64::from_le_bytes,
+        ),
+        _ => None,
+    }
+}
+
+/// The first chunk that is not finite. Joins the bits of all chunks first, which usually is all there is to
+/// do, and fast.
+fn first<const N: usize, B: Default + BitOr<Output = B>>(
     bytes: &[u8],
+    bits: impl Fn([u8; N]) -> B,
+    is_not_finite: impl Fn(B) -> bool,
     value: impl Fn([u8; N]) -> f64,
 ) -> Option<(usize, f64)> {
     let (chunks, _) = bytes.as_chunks::<N>();
-    let index = chunks.iter().position(|&chunk| !value(chunk).is_finite())?;
+    if !is_not_finite(chunks.iter().fold(B::default(), |joined, &chunk| joined | bits(chunk))) {
+        return None;
+    }
+    let index = chunks.iter().position(|&chunk| is_not_finite(bits(chunk)))?;
     Some((index, value(chunks[index])))
 }

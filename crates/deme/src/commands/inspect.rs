@@ -39,7 +39,7 @@ pub fn run(arguments: &InspectArguments) -> Result<(), Problem> {
     }
     let _ = writeln!(
         text,
-        "\n{} tensors, {} parameters, {} bytes\nsha256 of the contents: {}",
+        "\n{} tensors, {} parameters, {} bytes\nxxh3 of the contents: {}",
         state.len(),
         state.num_parameters(),
         bytes,
