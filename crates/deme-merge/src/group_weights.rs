@@ -7,21 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::merge_error::MergeError;
 use crate::merge_method::f32_weights;
-
-/// Part and block that a tensor belongs to.
-fn groups_of(name: &str) -> (&'static str, &str) {
-    for (list, part) in [("down_blocks.", "down"), ("up_blocks.", "up")] {
-        if let Some(rest) = name.strip_prefix(list)
-            && let Some(digits) = rest.find('.')
-        {
-            return (part, &name[..list.len() + digits]);
-        }
-    }
-    match name.starts_with("mid_block.") {
-        true => ("mid", "mid_block"),
-        false => ("rest", "rest"),
-    }
-}
+use crate::parameter_groups::part_and_block;
 
 /// The weights of every group, for the tensors of one model.
 pub(crate) struct GroupWeights {
@@ -40,7 +26,7 @@ impl GroupWeights {
         let mut known = BTreeSet::new();
         let mut missing = BTreeSet::new();
         for name in names {
-            let (part, block) = groups_of(name);
+            let (part, block) = part_and_block(name);
             known.extend([part, block]);
             if !groups.contains_key(part) && !groups.contains_key(block) {
                 missing.insert(block);
@@ -63,7 +49,7 @@ impl GroupWeights {
 
     /// The weights of a tensor: of its block, or else of its part, or else those of all other tensors.
     pub(crate) fn of(&self, name: &str) -> &[f32] {
-        let (part, block) = groups_of(name);
+        let (part, block) = part_and_block(name);
         self.groups
             .get(block)
             .or_else(|| self.groups.get(part))
@@ -82,24 +68,4 @@ pub(crate) fn checked(
         Err(source) => Err(MergeError::Group { group: group.clone(), source: Box::new(source) }),
     };
     groups.iter().map(check).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_tell_the_groups() {
-        for (name, expected) in [
-            ("down_blocks.0.resnets.1.conv1.weight", ("down", "down_blocks.0")),
-            ("down_blocks.11.x", ("down", "down_blocks.11")),
-            ("up_blocks.2.attentions.0.to_q.weight", ("up", "up_blocks.2")),
-            ("mid_block.resnets.0.norm1.bias", ("mid", "mid_block")),
-            ("conv_in.weight", ("rest", "rest")),
-            ("time_embedding.linear_1.bias", ("rest", "rest")),
-            ("my_down_blocks.0.x", ("rest", "rest")),
-        ] {
-            assert_eq!(groups_of(name), expected, "{name}");
-        }
-    }
 }

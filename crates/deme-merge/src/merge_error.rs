@@ -127,6 +127,12 @@ pub enum MergeError {
         /// The weight of the linear layer.
         name: String,
     },
+    /// A gradient that misses a tensor, or has it with another number of entries.
+    #[error("there is no gradient of the size of tensor `{name}`")]
+    NoGradient {
+        /// The tensor.
+        name: String,
+    },
     /// A model that holds a NaN or an infinity.
     #[error(
         "tensor `{name}` of {model} holds {value} at position {index}: that model is not usable"

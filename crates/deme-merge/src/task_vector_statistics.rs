@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::merge_error::{MergeError, ModelRole};
+use crate::parameter_groups::ParameterGroups;
 use crate::same_tensors::{check_finite, check_same_tensors, expert_values, is_mergeable};
 use crate::state_dict::{StateDict, StoredTensor};
 
@@ -72,15 +73,14 @@ pub struct Similarity {
     pub cosines: Vec<Vec<Option<f64>>>,
 }
 
-/// The statistics of `tau_i = theta_i - theta` for all experts; `group_of` gives each tensor's group, such
-/// as [`unet_block`].
+/// The statistics of `tau_i = theta_i - theta` for all experts.
 ///
 /// # Errors
 /// As [`merge`](crate::merge::merge): no experts, different tensors, NaN or infinite numbers.
 pub fn task_vector_statistics(
     theta_pre: &StateDict,
     experts: &[StateDict],
-    group_of: impl Fn(&str) -> String,
+    parameter_groups: ParameterGroups,
 ) -> Result<TaskVectorStatistics, MergeError> {
     if experts.is_empty() {
         return Err(MergeError::NoExperts);
@@ -95,7 +95,7 @@ pub fn task_vector_statistics(
             continue;
         }
         let mut taus = task_vectors_of(name, stored, experts)?;
-        let group = group_of(name);
+        let group = parameter_groups.of(name).to_owned();
         let products = Products::of(&taus);
         whole.add(&products);
         groups.entry(group.clone()).or_insert_with(|| Products::new(experts.len())).add(&products);
@@ -104,17 +104,6 @@ pub fn task_vector_statistics(
     }
     let groups = groups.into_iter().map(|(name, products)| (name, products.similarity()));
     Ok(TaskVectorStatistics { tensors, whole: whole.similarity(), groups: groups.collect() })
-}
-
-/// The part of a diffusers UNet that a tensor belongs to: `down`, `mid`, `up`, or `rest` (the first and
-/// last convolutions, the time embedding).
-pub fn unet_block(name: &str) -> &'static str {
-    match name.split('.').next() {
-        Some("down_blocks") => "down",
-        Some("mid_block") => "mid",
-        Some("up_blocks") => "up",
-        _ => "rest",
-    }
 }
 
 /// One tensor of every task vector.
@@ -211,10 +200,6 @@ mod tests {
         tensors.iter().map(|(name, values)| ((*name).to_owned(), stored(values))).collect()
     }
 
-    fn by_block(name: &str) -> String {
-        unet_block(name).to_owned()
-    }
-
     #[test]
     fn quantiles_lengths_and_angles_are_those_of_the_definition() {
         let theta = model(&[
@@ -234,7 +219,7 @@ mod tests {
                 ("up_blocks.0.w", &[5.0, -2.0]),
             ]),
         ];
-        let found = task_vector_statistics(&theta, &experts, by_block).unwrap();
+        let found = task_vector_statistics(&theta, &experts, ParameterGroups::Parts).unwrap();
 
         let names: Vec<&str> = found.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["conv_in.weight", "down_blocks.0.w", "up_blocks.0.w"]);
@@ -266,7 +251,7 @@ mod tests {
             model(&[("mid_block.w", &[0.5, -0.2, 0.3]), ("up_blocks.w", &[1.5, 2.0])]),
             model(&[("mid_block.w", &[0.1, 0.9, 0.7]), ("up_blocks.w", &[0.0, 2.25])]),
         ];
-        let found = task_vector_statistics(&theta, &experts, by_block).unwrap();
+        let found = task_vector_statistics(&theta, &experts, ParameterGroups::Parts).unwrap();
         let taus = experts.each_ref().map(|e| TaskVector::between(&theta, e).unwrap());
         assert!((found.whole.norms[1] - taus[1].norm()).abs() < 1e-12);
         let cosine = taus[0].cosine_similarity(&taus[1]).unwrap().unwrap();
@@ -276,8 +261,9 @@ mod tests {
     #[test]
     fn models_that_do_not_fit_are_refused() {
         let theta = model(&[("w", &[0.0])]);
-        let refuse =
-            |experts: &[StateDict]| task_vector_statistics(&theta, experts, by_block).unwrap_err();
+        let refuse = |experts: &[StateDict]| {
+            task_vector_statistics(&theta, experts, ParameterGroups::Parts).unwrap_err()
+        };
         assert!(matches!(refuse(&[]), MergeError::NoExperts));
         let other = model(&[("v", &[0.0])]);
         assert!(matches!(refuse(&[theta.clone(), other]), MergeError::Mismatch { .. }));
@@ -292,7 +278,7 @@ mod tests {
     fn numbers_survive_json() {
         let theta = model(&[("w", &[0.0, 0.0])]);
         let experts = [model(&[("w", &[0.1, -0.7])]), theta.clone()];
-        let found = task_vector_statistics(&theta, &experts, by_block).unwrap();
+        let found = task_vector_statistics(&theta, &experts, ParameterGroups::Parts).unwrap();
         let text = serde_json::to_string(&found).unwrap();
         assert_eq!(serde_json::from_str::<TaskVectorStatistics>(&text).unwrap(), found);
     }

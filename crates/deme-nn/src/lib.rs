@@ -19,5 +19,5 @@ pub use init::Init;
 pub use layer::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
 pub use parameters::{
     LoadError, ParameterShape, Parameters, load_state_dict, map_parameters, parameter_shapes,
-    to_state_dict, visit_parameters,
+    to_state_dict, visit_parameters, with_values,
 };

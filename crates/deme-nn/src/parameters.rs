@@ -161,11 +161,19 @@ pub fn load_state_dict<M: Module>(model: M, state: &StateDict) -> Result<M, Load
             wrong_shape,
         });
     }
-    Ok(map_parameters(model, &mut |name, tensor| {
-        let values = values.remove(name).expect("every parameter's values were read above");
+    Ok(with_values(model, values))
+}
+
+/// The model with these values, row-major by dotted name, which are moved into it.
+///
+/// # Panics
+/// When a parameter has no values or not as many as it has entries.
+pub fn with_values<M: Module>(model: M, mut values: BTreeMap<String, Vec<f32>>) -> M {
+    map_parameters(model, &mut |name, tensor| {
+        let values = values.remove(name).unwrap_or_else(|| panic!("{name} has no values"));
         let len = values.len();
         Tensor::from_data(TensorData::new(values, [len]), &tensor.device())
-    }))
+    })
 }
 
 /// Why a state dict does not fit a model.
