@@ -72,6 +72,9 @@ pub struct RunArguments {
     /// Override a key of the recipe, as in decouple.ranges=2; may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Stop behind this stage, as in search; --dry-run lists the stages
+    #[arg(long, value_name = "STAGE")]
+    pub until: Option<String>,
     /// Print the resolved recipe, the stages and the expected cost, and stop
     #[arg(long)]
     pub dry_run: bool,

@@ -8,7 +8,7 @@ use deme_clip::TinyClipConfig;
 use deme_data::{DataConfig, Preparation, SplitConfig};
 use deme_decouple::FinetuneConfig;
 use deme_diffusion::{SamplerConfig, SchedulerConfig, TimestepRange, UNet2DConfig};
-use deme_merge::SearchConfig;
+use deme_merge::{LandscapeConfig, ParameterGroups, SearchConfig};
 use miette::NamedSource;
 use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Table};
@@ -98,18 +98,60 @@ pub struct MergeSection {
     /// One weight per expert; given, nothing is searched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<Vec<f64>>,
+    /// Which tensors have weights of their own.
+    #[serde(default)]
+    pub groups: ParameterGroups,
     /// What a search makes small.
     #[serde(default)]
-    pub objective: Objective,
+    pub objective: SearchObjective,
     /// The candidates of the search.
     pub search: SearchConfig,
+    /// A plane of the report's loss landscape; none without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landscape: Option<LandscapeSection>,
+}
+
+/// The plane of two task vectors whose loss the report shows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LandscapeSection {
+    /// The two experts, counted from 1.
+    pub experts: [usize; 2],
+    /// The lowest and the highest coefficient of either task vector.
+    #[serde(default = "default_landscape_bounds")]
+    pub bounds: [f64; 2],
+    /// Coefficients in either direction.
+    #[serde(default = "default_landscape_points")]
+    pub points: usize,
+    /// Noisy images of the loss, from the search's pictures.
+    #[serde(default = "default_loss_images")]
+    pub images: usize,
+}
+
+fn default_landscape_bounds() -> [f64; 2] {
+    [-0.5, 1.5]
+}
+
+fn default_landscape_points() -> usize {
+    9
+}
+
+impl LandscapeSection {
+    /// Its points; experts counted from zero.
+    pub fn config(&self) -> LandscapeConfig {
+        LandscapeConfig::even(
+            self.experts.map(|expert| expert.saturating_sub(1)),
+            self.bounds,
+            self.points,
+        )
+    }
 }
 
 /// What the search for merging weights makes small. Either is computed with the search's own
 /// pictures and seeds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Objective {
+pub enum SearchObjective {
     /// The diffusion loss on the search's pictures with fixed noise, stratified over all timesteps.
     /// Cheap.
     Loss {
@@ -126,13 +168,44 @@ pub enum Objective {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         steps: Option<usize>,
     },
+    /// The loss is searched, and the distance decides between its best few points, uniform weights and each
+    /// expert alone.
+    LossThenFrechet {
+        /// Noisy images of the loss.
+        #[serde(default = "default_loss_images")]
+        loss_images: usize,
+        /// Generated images for each point the distance sees.
+        images: usize,
+        /// Steps of the sampler; the evaluation's when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        steps: Option<usize>,
+        /// How many of the loss's best points the distance sees.
+        #[serde(default = "default_candidates")]
+        candidates: usize,
+    },
+}
+
+fn default_candidates() -> usize {
+    5
+}
+
+impl SearchObjective {
+    /// Generated images for each evaluation by the distance, and steps of their sampler.
+    pub fn drawing(&self) -> Option<(usize, Option<usize>)> {
+        match *self {
+            Self::Loss { .. } => None,
+            Self::Frechet { images, steps } | Self::LossThenFrechet { images, steps, .. } => {
+                Some((images, steps))
+            }
+        }
+    }
 }
 
 fn default_loss_images() -> usize {
     512
 }
 
-impl Default for Objective {
+impl Default for SearchObjective {
     fn default() -> Self {
         Self::Loss { images: default_loss_images() }
     }
@@ -214,7 +287,7 @@ impl Recipe {
     /// The sampler of the search: the evaluation's, with the search's number of steps.
     pub fn search_sampler(&self) -> SamplerConfig {
         let mut sampler = self.sampling.sampler.clone();
-        if let Objective::Frechet { steps: Some(steps), .. } = self.merge.objective {
+        if let Some((_, Some(steps))) = self.merge.objective.drawing() {
             sampler.steps = steps;
         }
         sampler
@@ -227,6 +300,18 @@ impl Recipe {
         joint.consistency_weight = 0.0;
         joint.projection = deme_diffusion::ProjectionPlacement::None;
         joint
+    }
+
+    /// Checks the search's settings for a network with so many groups of tensors.
+    ///
+    /// # Errors
+    /// [`Problem::Impossible`].
+    pub fn check_search(&self, num_groups: usize) -> Result<(), Problem> {
+        let num_weights = self.decouple.ranges * num_groups;
+        self.merge.search.check::<Problem>(num_weights).map_err(|error| Problem::Impossible {
+            message: format!("in [merge.search], {error}"),
+            help: "change merge.search, or give the weights as merge.weights".into(),
+        })
     }
 
     fn validate(&self) -> Result<(), Problem> {
@@ -281,28 +366,64 @@ impl Recipe {
             );
         }
         if self.merge.weights.is_none() {
-            if self.merge.search.needs_gradient() {
+            if self.merge.search.needs_gradient()
+                && matches!(self.merge.objective, SearchObjective::Frechet { .. })
+            {
                 return impossible(
-                    "merge.search.strategy = \"gradient\": the objectives of a recipe have none"
+                    "merge.search.strategy = \"gradient\": the Fréchet distance has no gradient here"
                         .into(),
-                    "use quadratic_model, or cma_es for the Fréchet distance",
+                    "search by the loss (merge.objective.kind = \"loss\" or \"loss-then-frechet\"), or use \
+                     quadratic_model or cma_es",
                 );
             }
-            self.merge.search.check::<Problem>(self.decouple.ranges).map_err(|error| {
-                Problem::Impossible {
-                    message: format!("in [merge.search], {error}"),
-                    help: "change merge.search, or give the weights as merge.weights".into(),
-                }
+            // Groups of tensors are known with the network: `check_search`.
+            if self.merge.groups == ParameterGroups::One {
+                self.check_search(1)?;
+            }
+        } else if self.merge.groups != ParameterGroups::One {
+            return impossible(
+                "merge.groups beside merge.weights, which are the same for all tensors".into(),
+                "remove merge.groups, or merge.weights to search for weights",
+            );
+        }
+        if let Some(landscape) = &self.merge.landscape {
+            let n = self.decouple.ranges;
+            if landscape.experts.iter().any(|expert| !(1..=n).contains(expert)) {
+                return impossible(
+                    format!("merge.landscape.experts = {:?}, of {n} experts", landscape.experts),
+                    "name two experts, counted from 1",
+                );
+            }
+            landscape.config().check::<Problem>(n).map_err(|error| Problem::Impossible {
+                message: format!("in [merge.landscape], {error}"),
+                help: "change merge.landscape, or remove it".into(),
             })?;
         }
         for (key, value) in [
             ("sampling.images", self.sampling.images),
             ("sampling.batch_size", self.sampling.batch_size),
             ("evaluation.loss_images", self.evaluation.loss_images),
+            ("merge.landscape.images", self.merge.landscape.as_ref().map_or(1, |l| l.images)),
+            (
+                "merge.objective.loss_images",
+                match self.merge.objective {
+                    SearchObjective::LossThenFrechet { loss_images, .. } => loss_images,
+                    _ => 1,
+                },
+            ),
             (
                 "merge.objective.images",
-                match &self.merge.objective {
-                    Objective::Loss { images } | Objective::Frechet { images, .. } => *images,
+                match self.merge.objective {
+                    SearchObjective::Loss { images }
+                    | SearchObjective::Frechet { images, .. }
+                    | SearchObjective::LossThenFrechet { images, .. } => images,
+                },
+            ),
+            (
+                "merge.objective.candidates",
+                match self.merge.objective {
+                    SearchObjective::LossThenFrechet { candidates, .. } => candidates,
+                    _ => 1,
                 },
             ),
         ] {
@@ -423,9 +544,34 @@ mod tests {
             "decouple.ranges=0",
             "sampling.images=0",
             "merge.weights=[0.5]",
+            "merge.landscape={ experts = [0, 1] }",
+            "merge.landscape={ experts = [1, 5] }",
+            "merge.landscape={ experts = [2, 2] }",
+            "merge.landscape={ experts = [1, 2], points = 0 }",
+            "merge.landscape={ experts = [1, 2], images = 0 }",
+            "merge.search={ strategy = \"gradient\", max_evaluations = 10 }",
+            "merge.search={ strategy = \"cma_es\", max_evaluations = 0 }",
+            "merge.objective={ kind = \"loss-then-frechet\", images = 8, candidates = 0 }",
+            "merge.objective={ kind = \"loss-then-frechet\", images = 8, loss_images = 0 }",
             "pretrained.from=/some/folder",
         ] {
             assert!(matches!(shapes(&[wrong]), Err(Problem::Impossible { .. })), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn weights_per_group_are_for_a_search() {
+        assert!(shapes(&["merge.groups=blocks"]).is_ok());
+        let fixed = shapes(&["merge.groups=parts", "merge.weights=[0.1, 0.2, 0.3, 0.4]"]);
+        assert!(matches!(fixed, Err(Problem::Impossible { .. })));
+    }
+
+    #[test]
+    fn the_loss_has_a_gradient() {
+        let gradient = "merge.search={ strategy = \"gradient\", max_evaluations = 10 }";
+        for objective in ["loss\" }", "loss-then-frechet\", images = 8 }"] {
+            let objective = format!("merge.objective={{ kind = \"{objective}");
+            shapes(&[gradient, &objective]).unwrap();
         }
     }
 

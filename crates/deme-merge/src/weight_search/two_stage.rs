@@ -87,6 +87,11 @@ pub struct TwoStageResult {
 }
 
 impl TwoStageConfig {
+    /// A search by the cheap objective, with the defaults of the rest.
+    pub fn proposing(propose: SearchConfig) -> Self {
+        Self { propose, candidates: default_candidates(), separation: default_separation() }
+    }
+
     /// Checks the settings before anything is evaluated.
     ///
     /// # Errors

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::cli::RunArguments;
-use crate::diagnostics::Problem;
+use crate::diagnostics::{Problem, nearest};
 use crate::progress::{Voice, say};
-use crate::recipe::{Objective, Recipe};
+use crate::recipe::{Recipe, SearchObjective};
 use crate::run_dir::{RunDir, write_bytes};
 use crate::stages::{self, Context, Plan};
 
@@ -25,9 +25,11 @@ pub fn run(arguments: &RunArguments) -> Result<(), Problem> {
     }
     let run = RunDir::open(&root)?;
     let plan = Plan::new(&context, run.root())?;
+    let until = arguments.until.as_deref();
+    check_stage(&plan, until)?;
     write_bytes(&root.join("recipe.toml"), recipe.to_toml().as_bytes())?;
-    let outcome = stages::run(&context, &plan, run.root())?;
-    if voice == Voice::Normal {
+    let outcome = stages::run(&context, &plan, run.root(), until)?;
+    if voice == Voice::Normal && until.is_none() {
         if outcome.worked.is_empty() {
             say(&format!("nothing to do: all {} stages are finished", outcome.cached.len()));
         }
@@ -35,6 +37,22 @@ pub fn run(arguments: &RunArguments) -> Result<(), Problem> {
         say(&format!("report        {}", root.join("report.html").display()));
     }
     Ok(())
+}
+
+/// A stage to stop behind must be one of the plan's.
+fn check_stage(plan: &Plan, until: Option<&str>) -> Result<(), Problem> {
+    let Some(until) = until else { return Ok(()) };
+    let names: Vec<&str> = plan.stages().into_iter().map(|stage| stage.name.as_str()).collect();
+    if names.contains(&until) {
+        return Ok(());
+    }
+    Err(Problem::Usage {
+        message: format!("--until {until}: this recipe has no such stage"),
+        help: match nearest(until, names.iter().copied()) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("its stages are {}", names.join(", ")),
+        },
+    })
 }
 
 /// The resolved recipe, the stages, and what they cost.
@@ -75,22 +93,45 @@ impl Cost {
         let pretraining = recipe.pretrained.training.as_ref().map_or(0, |t| t.iterations);
         let iterations = pretraining + finetune.iterations * (experts + joint);
         let sampled = (plan.rows.len() * recipe.sampling.images) as u64;
-        let candidates = match recipe.merge.weights {
-            Some(_) => 0,
-            None => u64::try_from(recipe.merge.search.size(plan.experts.len())).unwrap_or(u64::MAX),
-        };
         let steps = recipe.sampling.sampler.steps as u64;
-        let (searched, loss_evaluations) = match &recipe.merge.objective {
-            Objective::Frechet { images, .. } => (candidates.saturating_mul(*images as u64), 0),
-            Objective::Loss { images } => (0, candidates.saturating_mul(*images as u64)),
-        };
+        let (searched, search_evaluations) = Self::of_search(recipe, plan);
+        let landscape = recipe.merge.landscape.as_ref();
+        let landscape = landscape.map_or(0, |l| (l.points * l.points * l.images) as u64);
         let pixels = u64::from(recipe.preparation.resolution).pow(2) * 3;
         let models = 3 + experts + u64::from(recipe.joint.enabled);
         Self {
             iterations,
             images: sampled + searched,
-            evaluations: (sampled + searched) * steps + loss_evaluations,
+            evaluations: (sampled * steps + landscape).saturating_add(search_evaluations),
             bytes: models * plan.parameters * 4 + sampled * pixels,
+        }
+    }
+
+    /// Images that the search draws, and evaluations of the network in all of it. A backward pass counts
+    /// as two more.
+    fn of_search(recipe: &Recipe, plan: &Plan) -> (u64, u64) {
+        if recipe.merge.weights.is_some() {
+            return (0, 0);
+        }
+        let (search, experts) = (&recipe.merge.search, plan.experts.len());
+        let tried = search.size(experts * plan.num_groups);
+        // Uniform weights, each expert and the pretrained model are evaluated too.
+        let tried = u64::try_from(tried).unwrap_or(u64::MAX).saturating_add(experts as u64 + 2);
+        let passes = if search.needs_gradient() { 3 } else { 1 };
+        let by_loss = |images: usize| tried.saturating_mul(passes * images as u64);
+        let drawn = |points: u64, images: usize| points.saturating_mul(images as u64);
+        let steps = recipe.search_sampler().steps as u64;
+        match recipe.merge.objective {
+            SearchObjective::Loss { images } => (0, by_loss(images)),
+            SearchObjective::Frechet { images, .. } => {
+                let images = drawn(tried, images);
+                (images, images.saturating_mul(steps))
+            }
+            SearchObjective::LossThenFrechet { loss_images, images, candidates, .. } => {
+                let images = drawn((candidates + experts + 1) as u64, images);
+                let by_distance = images.saturating_mul(steps);
+                (images, by_loss(loss_images).saturating_add(by_distance))
+            }
         }
     }
 }

@@ -3,18 +3,24 @@
 use std::path::Path;
 
 use burn::tensor::Device;
+use deme_decouple::LossProbe;
 use deme_diffusion::{UNet2DModel, load_pipeline, save_pipeline};
 use deme_eval::{FeatureStats, frechet_distance};
-use deme_merge::weight_search::SearchEvent;
-use deme_merge::{
-    MergeMethod, MergePlan, SearchResult, SearchTask, StateDict, merge, search_weights,
+use deme_merge::weight_search::{
+    Decision, Objective, SearchEvent, SearchStage, TwoStageConfig, ValueAndGradient,
+    search_in_two_stages,
 };
-use deme_nn::{load_state_dict, to_state_dict};
+use deme_merge::{
+    MergeMethod, MergePlan, ParameterGroups, SearchResult, SearchTask, StateDict, merge,
+    search_weights, task_vector_statistics,
+};
+use deme_nn::{load_state_dict, to_state_dict, with_values};
+use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Problem;
-use crate::progress::Progress;
-use crate::recipe::Objective;
-use crate::run_dir::{read_json, seed_for, write_json};
+use crate::progress::{Progress, Voice, say};
+use crate::recipe::{LandscapeSection, SearchObjective};
+use crate::run_dir::{StageSlot, read_json, seed_for, write_json};
 
 use super::evaluate::{Drawing, features, judge, loss_probe};
 use super::{Context, Plan};
@@ -48,14 +54,10 @@ impl Models {
 
     fn merge_into(self, plan: &Plan, method: &MergeMethod, folder: &Path) -> Result<(), Problem> {
         let merged = merge(&self.theta_pre(), &self.experts, method)?;
-        let unet = with_state(&self.pretrained, &merged);
+        let unet = load_state_dict(self.pretrained, &merged);
+        let unet = unet.expect("a merged model has theta's names and shapes");
         Ok(save_pipeline(&folder.join("model"), &unet, &plan.scheduler)?)
     }
-}
-
-/// The model with other values.
-fn with_state(model: &UNet2DModel, state: &StateDict) -> UNet2DModel {
-    load_state_dict(model.clone(), state).expect("a merged model has theta's names and shapes")
 }
 
 /// The experts merged with 1/N each.
@@ -67,79 +69,294 @@ pub fn uniform(plan: &Plan, folder: &Path) -> Result<(), Problem> {
 pub fn merged(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
     let weights = merging_weights(context, plan)?;
     write_json(&folder.join("weights.json"), &weights)?;
-    let models = Models::load(plan, &Device::flex())?;
-    models.merge_into(plan, &MergeMethod::Linear { weights }, folder)
+    Models::load(plan, &Device::flex())?.merge_into(plan, &weights.method(), folder)
+}
+
+/// The weights of the merged model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MergingWeights {
+    /// The groups of tensors with weights of their own, sorted; one where there are none.
+    pub groups: Vec<String>,
+    /// One weight per expert, for each group.
+    pub weights: Vec<Vec<f64>>,
+}
+
+impl MergingWeights {
+    fn of_all_tensors(weights: Vec<f64>) -> Self {
+        Self { groups: vec!["all".into()], weights: vec![weights] }
+    }
+
+    /// One weight per expert, where all tensors have the same.
+    pub fn of_experts(&self) -> Option<&[f64]> {
+        match self.weights.as_slice() {
+            [weights] => Some(weights),
+            _ => None,
+        }
+    }
+
+    fn method(&self) -> MergeMethod {
+        match self.of_experts() {
+            Some(weights) => MergeMethod::Linear { weights: weights.to_vec() },
+            None => {
+                let groups = self.groups.iter().cloned().zip(self.weights.iter().cloned());
+                MergeMethod::LinearByGroup { groups: groups.collect(), weights: None }
+            }
+        }
+    }
 }
 
 /// The weights the recipe gives or the search found.
-pub fn merging_weights(context: &Context<'_>, plan: &Plan) -> Result<Vec<f64>, Problem> {
+pub fn merging_weights(context: &Context<'_>, plan: &Plan) -> Result<MergingWeights, Problem> {
     match (&context.recipe.merge.weights, &plan.search) {
-        (Some(weights), _) => Ok(weights.clone()),
+        (Some(weights), _) => Ok(MergingWeights::of_all_tensors(weights.clone())),
         (None, Some(search)) => {
-            let found: SearchResult = read_json(&search.folder().join("search.json"))?;
-            Ok(found.best_weights)
+            let found: FoundWeights = read_json(&search.folder().join("search.json"))?;
+            Ok(found.weights)
         }
         (None, None) => unreachable!("a recipe without weights has a search"),
     }
 }
 
-/// The search for merging weights: `search.jsonl`, one line per evaluation, and `search.json`.
+/// What the search leaves in `search.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FoundWeights {
+    /// The best.
+    pub weights: MergingWeights,
+    /// The objective there; that of the decision, where there were two.
+    pub value: f64,
+    /// The search; by the loss, where the distance decided.
+    pub search: SearchResult,
+    /// What the distance saw, where the loss proposed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decisions: Vec<Decision>,
+}
+
+/// Merged models in memory: theta and the task vectors, ready for any weights.
+struct Candidates {
+    pretrained: UNet2DModel,
+    merging: MergePlan,
+}
+
+impl Candidates {
+    fn load(context: &Context<'_>, plan: &Plan) -> Result<Self, Problem> {
+        let models = Models::load(plan, &context.device)?;
+        let groups = context.recipe.merge.groups;
+        let merging = MergePlan::with_groups(&models.theta_pre(), &models.experts, groups)?;
+        Ok(Self { pretrained: models.pretrained, merging })
+    }
+
+    fn at(&self, weights: &[f64]) -> Result<UNet2DModel, Problem> {
+        let values = self.merging.at(weights)?.into_iter();
+        let values = values.map(|(name, _, values)| (name, values)).collect();
+        Ok(with_values(self.pretrained.clone(), values))
+    }
+
+    fn task<'a>(&self, objective: &'a str, log_path: &'a Path) -> SearchTask<'a> {
+        let num_experts = self.merging.num_experts();
+        let num_groups = self.merging.groups().len();
+        SearchTask { num_experts, num_groups, objective, log_path, reference_points: true }
+    }
+
+    fn named(&self, weights: &[f64]) -> MergingWeights {
+        let of_groups = weights.chunks(self.merging.num_experts());
+        MergingWeights {
+            groups: self.merging.groups().to_vec(),
+            weights: of_groups.map(<[f64]>::to_vec).collect(),
+        }
+    }
+}
+
+/// The diffusion loss on the search's pictures.
+struct LossObjective<'a> {
+    candidates: &'a Candidates,
+    probe: LossProbe,
+}
+
+impl<'a> LossObjective<'a> {
+    fn new(
+        context: &Context<'_>,
+        plan: &Plan,
+        candidates: &'a Candidates,
+        images: usize,
+    ) -> Result<Self, Problem> {
+        let seed = seed_for(context.recipe.seed, "search");
+        let probe = loss_probe(context, plan, &context.split().search, images, seed)?;
+        Ok(Self { candidates, probe })
+    }
+}
+
+impl Objective for LossObjective<'_> {
+    type Error = Problem;
+
+    fn value(&mut self, weights: &[f64]) -> Result<f64, Problem> {
+        Ok(self.probe.loss(&self.candidates.at(weights)?))
+    }
+
+    fn value_and_gradient(&mut self, weights: &[f64]) -> Option<ValueAndGradient<Problem>> {
+        // d loss / d w_i = <grad loss(theta_m), tau_i>
+        let evaluate = || {
+            let (loss, gradients) = self.probe.loss_and_gradient(&self.candidates.at(weights)?);
+            Ok((loss, self.candidates.merging.weight_gradient(&gradients.to_state_dict())?))
+        };
+        Some(evaluate())
+    }
+}
+
+/// The Fréchet distance of `images` generated images to the search's pictures.
+fn frechet<'a>(
+    context: &'a Context<'_>,
+    plan: &'a Plan,
+    candidates: &'a Candidates,
+    images: usize,
+) -> Result<impl Objective<Error = Problem> + 'a, Problem> {
+    let extractor = judge(context, plan)?;
+    let reference = features(&extractor, context.prepared()?, &context.split().search)?;
+    let reference = FeatureStats::of(&reference)?;
+    let sampler = context.recipe.search_sampler();
+    Ok(move |weights: &[f64]| -> Result<f64, Problem> {
+        let model = candidates.at(weights)?;
+        let drawing = Drawing {
+            denoiser: &model,
+            scheduler: &plan.scheduler,
+            sampler: &sampler,
+            first_seed: seed_for(context.recipe.seed, "search"),
+            images,
+        };
+        let drawn = drawing.draw(context)?;
+        let all: Vec<usize> = (0..drawn.len()).collect();
+        let features = features(&extractor, &drawn, &all)?;
+        Ok(frechet_distance(&FeatureStats::of(&features)?, &reference)?.distance)
+    })
+}
+
+/// The search for merging weights: `search.jsonl` (and `decision.jsonl`), one line per evaluation, and
+/// `search.json`.
 pub fn search(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
-    let config = &context.recipe.merge.search;
-    let models = Models::load(plan, &context.device)?;
-    let merging = MergePlan::new(&models.theta_pre(), &models.experts)?;
-    let experts = plan.experts.len();
-    let mut objective = objective(context, plan)?;
-    let mut progress =
-        Progress::start(context.voice, "search", u64::try_from(config.size(experts)).unwrap_or(0));
-    let evaluate = |weights: &[f64]| -> Result<f64, Problem> {
-        objective(&with_state(&models.pretrained, &merging.state_dict_at(weights)?))
-    };
-    let observe = |event: SearchEvent<'_>| {
-        if let SearchEvent::Evaluated(at) = event {
-            progress.at(at.done, &format!("best {:.4} at {:?}", at.best.value, at.best.weights));
+    let merge = &context.recipe.merge;
+    let candidates = Candidates::load(context, plan)?;
+    let made_with = plan.search.as_ref().map(|search| search.key.to_string()).unwrap_or_default();
+    let [log, decision_log] = ["search.jsonl", "decision.jsonl"].map(|name| folder.join(name));
+    let task = candidates.task(&made_with, &log);
+    let mut speaker = Speaker::new(context.voice);
+    let found = match merge.objective {
+        SearchObjective::Loss { images } => {
+            let objective = LossObjective::new(context, plan, &candidates, images)?;
+            let found = search_weights(&merge.search, &task, objective, |event| {
+                speaker.tell("search", event);
+            })?;
+            of_one_stage(&candidates, found)
+        }
+        SearchObjective::Frechet { images, .. } => {
+            let objective = frechet(context, plan, &candidates, images)?;
+            let found = search_weights(&merge.search, &task, objective, |event| {
+                speaker.tell("search", event);
+            })?;
+            of_one_stage(&candidates, found)
+        }
+        SearchObjective::LossThenFrechet { loss_images, images, candidates: shown, .. } => {
+            let config = TwoStageConfig {
+                candidates: shown,
+                ..TwoStageConfig::proposing(merge.search.clone())
+            };
+            let mut decide = candidates.task(&made_with, &decision_log);
+            decide.reference_points = false;
+            let cheap = LossObjective::new(context, plan, &candidates, loss_images)?;
+            let dear = frechet(context, plan, &candidates, images)?;
+            let found =
+                search_in_two_stages(&config, &task, &decide, cheap, dear, |stage, event| {
+                    let name = match stage {
+                        SearchStage::Propose => "search by loss",
+                        SearchStage::Decide => "decision by distance",
+                    };
+                    speaker.tell(name, event);
+                })?;
+            FoundWeights {
+                weights: candidates.named(&found.best_weights),
+                value: found.best_value,
+                search: found.proposed,
+                decisions: found.decisions,
+            }
         }
     };
-    let log = folder.join("search.jsonl");
-    let made_with = plan.search.as_ref().map(|search| search.key.to_string()).unwrap_or_default();
-    let task = SearchTask::new(experts, &made_with, &log);
-    let found = search_weights(config, &task, evaluate, observe)?;
-    progress.finish(&format!("{:.4} at {:?}", found.best_value, found.best_weights));
+    speaker.finish();
     write_json(&folder.join("search.json"), &found)
 }
 
-/// What the search makes small, as a function of the merged model.
-type MergedObjective<'a> = Box<dyn FnMut(&UNet2DModel) -> Result<f64, Problem> + 'a>;
+fn of_one_stage(candidates: &Candidates, found: SearchResult) -> FoundWeights {
+    let weights = candidates.named(&found.best_weights);
+    FoundWeights { weights, value: found.best_value, search: found, decisions: Vec::new() }
+}
 
-fn objective<'a>(context: &'a Context<'_>, plan: &'a Plan) -> Result<MergedObjective<'a>, Problem> {
-    let seed = seed_for(context.recipe.seed, "search");
-    match &context.recipe.merge.objective {
-        Objective::Loss { images } => {
-            let probe = loss_probe(context, plan, &context.split().search, *images, seed)?;
-            Ok(Box::new(move |model| Ok(probe.loss(model))))
-        }
-        Objective::Frechet { images, .. } => {
-            let extractor = judge(context, plan)?;
-            let pictures = context.prepared()?;
-            let reference = features(&extractor, pictures, &context.split().search)?;
-            let reference = FeatureStats::of(&reference)?;
-            let sampler = context.recipe.search_sampler();
-            let images = *images;
-            Ok(Box::new(move |model| {
-                let drawing = Drawing {
-                    denoiser: model,
-                    scheduler: &plan.scheduler,
-                    sampler: &sampler,
-                    first_seed: seed,
-                    images,
-                };
-                let drawn = drawing.draw(context)?;
-                let all: Vec<usize> = (0..drawn.len()).collect();
-                let features = features(&extractor, &drawn, &all)?;
-                Ok(frechet_distance(&FeatureStats::of(&features)?, &reference)?.distance)
-            }))
+/// The search's progress on the terminal.
+struct Speaker {
+    voice: Voice,
+    progress: Option<(Progress, String)>,
+}
+
+impl Speaker {
+    fn new(voice: Voice) -> Self {
+        Self { voice, progress: None }
+    }
+
+    fn tell(&mut self, name: &str, event: SearchEvent<'_>) {
+        match event {
+            SearchEvent::Starts { evaluations, logged } => {
+                self.finish();
+                if self.voice == Voice::Normal {
+                    say(&format!("{name}: at most {evaluations} evaluations, {logged} in the log"));
+                }
+                let progress = Progress::start(self.voice, name, evaluations);
+                self.progress = Some((progress, String::new()));
+            }
+            SearchEvent::Evaluated(at) => {
+                if let Some((progress, outcome)) = &mut self.progress {
+                    *outcome = format!("{:.4} at {}", at.best.value, rounded(&at.best.weights));
+                    progress.at(at.done, &format!("best {outcome}"));
+                }
+            }
+            SearchEvent::Reference(_) => {}
         }
     }
+
+    fn finish(&mut self) {
+        if let Some((progress, outcome)) = self.progress.take() {
+            progress.finish(&outcome);
+        }
+    }
+}
+
+/// `[0.5, 1, -0.25]`, three decimals at most.
+fn rounded(weights: &[f64]) -> String {
+    let number = |weight: &f64| (weight * 1e3).round() / 1e3;
+    format!("{:?}", weights.iter().map(number).collect::<Vec<f64>>())
+}
+
+/// The loss over the plane of two task vectors: `landscape.jsonl` and `landscape.json`.
+pub fn landscape(
+    context: &Context<'_>,
+    plan: &Plan,
+    slot: &StageSlot,
+    section: &LandscapeSection,
+    folder: &Path,
+) -> Result<(), Problem> {
+    let candidates = Candidates::load(context, plan)?;
+    let objective = LossObjective::new(context, plan, &candidates, section.images)?;
+    let (key, log) = (slot.key.to_string(), folder.join("landscape.jsonl"));
+    let task = SearchTask { reference_points: false, ..candidates.task(&key, &log) };
+    let mut speaker = Speaker::new(context.voice);
+    let found = deme_merge::landscape(&section.config(), &task, objective, |event| {
+        speaker.tell("landscape", event);
+    })?;
+    speaker.finish();
+    write_json(&folder.join("landscape.json"), &found)
+}
+
+/// How large the task vectors are and how far they agree: `task_vectors.json`.
+pub fn task_vectors(plan: &Plan, folder: &Path) -> Result<(), Problem> {
+    let models = Models::load(plan, &Device::flex())?;
+    let groups = ParameterGroups::Parts;
+    let found = task_vector_statistics(&models.theta_pre(), &models.experts, groups)?;
+    write_json(&folder.join("task_vectors.json"), &found)
 }
 
 /// Puts the merged model where the user looks for it: `merged/` in the run's folder.

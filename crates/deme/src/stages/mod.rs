@@ -1,7 +1,7 @@
 //! The pipeline: which stages a recipe has, in which order, and what each reads and writes.
 //!
-//! data -> CLIP, pretrained -> N experts, joint -> search -> merged models -> samples -> metrics ->
-//! report. A stage reads and writes artefacts in its folder and knows no other stage's code.
+//! data -> CLIP, pretrained -> N experts, joint -> search, landscape -> merged models -> samples ->
+//! metrics -> report. A stage reads and writes artefacts in its folder and knows no other stage's code.
 
 mod evaluate;
 mod finetuning;
@@ -77,42 +77,68 @@ pub struct Outcome {
     pub cached: Vec<String>,
 }
 
-/// Runs every stage that is not finished.
-pub fn run(context: &Context<'_>, plan: &Plan, root: &Path) -> Result<Outcome, Problem> {
+/// The work of a stage, in the folder that becomes the stage's own.
+type Work<'a> = Box<dyn Fn(&Path) -> Result<(), Problem> + 'a>;
+
+/// Runs every stage that is not finished, up to the one called `until`, or all and the report.
+pub fn run(
+    context: &Context<'_>,
+    plan: &Plan,
+    root: &Path,
+    until: Option<&str>,
+) -> Result<Outcome, Problem> {
     let mut outcome = Outcome { worked: Vec::new(), cached: Vec::new() };
-    let mut stage = |slot: &StageSlot, work: &dyn Fn(&Path) -> Result<(), Problem>| {
+    for (slot, work) in stages(context, plan) {
         let worked = slot.run(work)?;
         let list = if worked { &mut outcome.worked } else { &mut outcome.cached };
         list.push(slot.name.clone());
-        Ok::<(), Problem>(())
-    };
-    stage(&plan.data, &|folder| evaluate::describe_data(context, folder))?;
-    if let Some(clip) = &plan.clip {
-        stage(clip, &|folder| evaluate::train_clip(context, folder))?;
+        if until == Some(slot.name.as_str()) {
+            return Ok(outcome);
+        }
     }
-    stage(&plan.pretrained, &|folder| finetuning::pretrained(context, folder))?;
-    for (index, expert) in plan.experts.iter().enumerate() {
-        stage(expert, &|folder| finetuning::expert(context, plan, index, folder))?;
-    }
-    if let Some(joint) = &plan.joint {
-        stage(joint, &|folder| finetuning::joint(context, plan, folder))?;
-    }
-    if let Some(search) = &plan.search {
-        stage(search, &|folder| merging::search(context, plan, folder))?;
-    }
-    stage(&plan.uniform, &|folder| merging::uniform(plan, folder))?;
-    stage(&plan.merged, &|folder| merging::merged(context, plan, folder))?;
-    for row in &plan.rows {
-        stage(&row.samples, &|folder| evaluate::samples(context, plan, row, folder))?;
-    }
-    for row in &plan.rows {
-        stage(&row.metrics, &|folder| evaluate::metrics(context, plan, row, folder))?;
-    }
-    stage(&plan.real_distance, &|folder| evaluate::real_distance(context, plan, folder))?;
-    stage(&plan.range_losses, &|folder| evaluate::range_losses(context, plan, folder))?;
     if !outcome.worked.is_empty() || !root.join("report.html").is_file() {
         merging::export(plan, root)?;
         summary::write(context, plan, &outcome.cached, root)?;
     }
     Ok(outcome)
+}
+
+/// Every stage with its work, in the order of [`Plan::stages`].
+fn stages<'a>(context: &'a Context<'a>, plan: &'a Plan) -> Vec<(&'a StageSlot, Work<'a>)> {
+    let mut stages: Vec<(&StageSlot, Work<'a>)> = Vec::new();
+    stages.push((&plan.data, Box::new(|folder| evaluate::describe_data(context, folder))));
+    if let Some(clip) = &plan.clip {
+        stages.push((clip, Box::new(|folder| evaluate::train_clip(context, folder))));
+    }
+    stages.push((&plan.pretrained, Box::new(|folder| finetuning::pretrained(context, folder))));
+    for (index, expert) in plan.experts.iter().enumerate() {
+        let work = move |folder: &Path| finetuning::expert(context, plan, index, folder);
+        stages.push((expert, Box::new(work)));
+    }
+    if let Some(joint) = &plan.joint {
+        stages.push((joint, Box::new(|folder| finetuning::joint(context, plan, folder))));
+    }
+    if let Some(search) = &plan.search {
+        stages.push((search, Box::new(|folder| merging::search(context, plan, folder))));
+    }
+    if let (Some(slot), Some(section)) = (&plan.landscape, &context.recipe.merge.landscape) {
+        let work = move |folder: &Path| merging::landscape(context, plan, slot, section, folder);
+        stages.push((slot, Box::new(work)));
+    }
+    stages.push((&plan.task_vectors, Box::new(|folder| merging::task_vectors(plan, folder))));
+    stages.push((&plan.uniform, Box::new(|folder| merging::uniform(plan, folder))));
+    stages.push((&plan.merged, Box::new(|folder| merging::merged(context, plan, folder))));
+    for row in &plan.rows {
+        let work = move |folder: &Path| evaluate::samples(context, plan, row, folder);
+        stages.push((&row.samples, Box::new(work)));
+    }
+    for row in &plan.rows {
+        let work = move |folder: &Path| evaluate::metrics(context, plan, row, folder);
+        stages.push((&row.metrics, Box::new(work)));
+    }
+    let work = |folder: &Path| evaluate::real_distance(context, plan, folder);
+    stages.push((&plan.real_distance, Box::new(work)));
+    let work = |folder: &Path| evaluate::range_losses(context, plan, folder);
+    stages.push((&plan.range_losses, Box::new(work)));
+    stages
 }

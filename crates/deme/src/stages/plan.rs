@@ -1,5 +1,6 @@
 //! The stages of a run and their keys.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline};
@@ -7,7 +8,7 @@ use deme_nn::{Init, parameter_shapes, to_state_dict};
 use serde_json::json;
 
 use crate::diagnostics::Problem;
-use crate::recipe::{Objective, PretrainedSection};
+use crate::recipe::PretrainedSection;
 use crate::report::RowKind;
 use crate::run_dir::{StageSlot, seed_for};
 
@@ -27,6 +28,12 @@ pub struct Plan {
     pub joint: Option<StageSlot>,
     /// The search for merging weights, unless they are given.
     pub search: Option<StageSlot>,
+    /// How many groups of tensors have weights of their own.
+    pub num_groups: usize,
+    /// The loss over a plane of two task vectors.
+    pub landscape: Option<StageSlot>,
+    /// Lengths and angles of the task vectors.
+    pub task_vectors: StageSlot,
     /// The experts merged with equal weights.
     pub uniform: StageSlot,
     /// The experts merged with the found or given weights.
@@ -75,10 +82,13 @@ impl Plan {
             let inputs: Vec<_> = inputs.iter().map(|slot| &slot.key).collect();
             StageSlot::new(root, name, part, &inputs)
         };
-        let Pretrained { part: pretrained_part, unet, scheduler, parameters } =
+        let Pretrained { part: pretrained_part, unet, scheduler, parameters, num_groups } =
             Pretrained::of(context)?;
         check_resolution(context, &unet)?;
         let ranges = recipe.ranges(scheduler.num_train_timesteps)?;
+        if recipe.merge.weights.is_none() {
+            recipe.check_search(num_groups)?;
+        }
         recipe.sampling.sampler.method(&scheduler)?;
         recipe.search_sampler().method(&scheduler)?;
 
@@ -128,17 +138,25 @@ impl Plan {
             let mut inputs = vec![&data];
             inputs.extend(&merge_inputs);
             let mut part = json!({
+                "groups": recipe.merge.groups,
                 "objective": recipe.merge.objective,
                 "search": recipe.merge.search,
                 "seed": seed_for(seed, "search"),
             });
-            if let Objective::Frechet { .. } = recipe.merge.objective {
+            if recipe.merge.objective.drawing().is_some() {
                 inputs.extend(&judge);
                 part["sampler"] = json!(recipe.sampling.sampler);
                 part["clip"] = json!(clip_hash);
             }
             slot("search", &part, &inputs)
         });
+        let landscape = recipe.merge.landscape.as_ref().map(|section| {
+            let mut inputs = vec![&data];
+            inputs.extend(&merge_inputs);
+            let seed = seed_for(seed, "search");
+            slot("landscape", &json!({ "landscape": section, "seed": seed }), &inputs)
+        });
+        let task_vectors = slot("task-vectors", &json!({}), &merge_inputs);
         let uniform = slot("uniform", &json!({}), &merge_inputs);
         let merged = {
             let mut inputs = merge_inputs.clone();
@@ -220,6 +238,9 @@ impl Plan {
             experts,
             joint,
             search,
+            num_groups,
+            landscape,
+            task_vectors,
             uniform,
             merged,
             rows,
@@ -239,6 +260,8 @@ impl Plan {
         stages.extend(&self.experts);
         stages.extend(&self.joint);
         stages.extend(&self.search);
+        stages.extend(&self.landscape);
+        stages.push(&self.task_vectors);
         stages.extend([&self.uniform, &self.merged]);
         stages.extend(self.rows.iter().map(|row| &row.samples));
         stages.extend(self.rows.iter().map(|row| &row.metrics));
@@ -281,6 +304,7 @@ struct Pretrained {
     unet: UNet2DConfig,
     scheduler: SchedulerConfig,
     parameters: u64,
+    num_groups: usize,
 }
 
 impl Pretrained {
@@ -309,7 +333,10 @@ impl Pretrained {
         };
         let shapes = parameter_shapes(&model);
         let parameters = shapes.iter().map(|p| p.shape.iter().product::<usize>() as u64).sum();
-        Ok(Self { part, unet: model.config().clone(), scheduler, parameters })
+        let groups = context.recipe.merge.groups;
+        let groups: BTreeSet<&str> = shapes.iter().map(|p| groups.of(&p.name)).collect();
+        let unet = model.config().clone();
+        Ok(Self { part, unet, scheduler, parameters, num_groups: groups.len() })
     }
 }
 

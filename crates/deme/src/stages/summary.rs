@@ -4,11 +4,11 @@ use std::path::Path;
 
 use deme_decouple::LossLog;
 use deme_eval::Measurement;
-use deme_merge::{SearchConfig, SearchResult};
+use deme_merge::SearchConfig;
 use serde_json::{Value, json};
 
 use crate::diagnostics::Problem;
-use crate::recipe::Objective;
+use crate::recipe::SearchObjective;
 use crate::report::{
     DataSummary, EvaluationCounts, LossCurve, LossPoint, MetricValue, RangeLossRow, RangeLosses,
     Report, Row, RowKind, SearchSummary, StageTiming, write_report,
@@ -16,7 +16,8 @@ use crate::report::{
 use crate::run_dir::{StageSlot, read_json, seed_for};
 
 use super::evaluate::{DataFacts, RowMetrics};
-use super::{Context, Plan, RowPlan, merging};
+use super::merging::{self, MergingWeights};
+use super::{Context, Plan, RowPlan};
 
 /// Writes `report.html`, `report.md` and `metrics.json` into the run's folder.
 pub fn write(
@@ -87,14 +88,19 @@ pub fn write(
     Ok(())
 }
 
-fn report_row(row: &RowPlan, experts: usize, weights: &[f64], metrics: &RowMetrics) -> Row {
+fn report_row(
+    row: &RowPlan,
+    experts: usize,
+    weights: &MergingWeights,
+    metrics: &RowMetrics,
+) -> Row {
     Row {
         id: row.id.clone(),
         label: row.label.clone(),
         kind: row.kind,
         weights: match row.kind {
             RowKind::Uniform => Some(vec![1.0 / experts as f64; experts]),
-            RowKind::Searched | RowKind::Fixed => Some(weights.to_vec()),
+            RowKind::Searched | RowKind::Fixed => weights.of_experts().map(<[f64]>::to_vec),
             _ => None,
         },
         iterations: row.iterations,
@@ -164,16 +170,18 @@ fn loss_curves(plan: &Plan) -> Result<Vec<LossCurve>, Problem> {
 
 fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSummary>, Problem> {
     let Some(search) = &plan.search else { return Ok(None) };
-    let found: SearchResult = read_json(&search.folder().join("search.json"))?;
+    let merging::FoundWeights { search: found, .. } =
+        read_json(&search.folder().join("search.json"))?;
     let merge = &context.recipe.merge;
     let seed = seed_for(context.recipe.seed, "search");
     let pictures = context.split().search.len();
-    let (objective, reference) = match &merge.objective {
-        Objective::Loss { images } => (
+    let (objective, reference) = match merge.objective {
+        SearchObjective::Loss { images }
+        | SearchObjective::LossThenFrechet { loss_images: images, .. } => (
             "held-out diffusion loss".to_owned(),
             format!("{images} noisy images from {pictures} search pictures, noise seed {seed}"),
         ),
-        Objective::Frechet { images, .. } => (
+        SearchObjective::Frechet { images, .. } => (
             "Fréchet distance".to_owned(),
             format!("{images} images from seeds {seed} on, against {pictures} search pictures"),
         ),
@@ -191,7 +199,8 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
             SearchConfig::Points(_) => "listed points".to_owned(),
         },
         evaluations: found.evaluations.len(),
-        grid_size: usize::try_from(merge.search.size(plan.experts.len())).unwrap_or(usize::MAX),
+        grid_size: usize::try_from(merge.search.size(plan.experts.len() * plan.num_groups))
+            .unwrap_or(usize::MAX),
         best_weights: found.best_weights.clone(),
         best_value: found.best_value,
         log: found.evaluations.iter().map(|e| (e.weights.clone(), e.value)).collect(),
