@@ -115,8 +115,9 @@ pub struct MergeSection {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LandscapeSection {
-    /// The two experts, counted from 1.
-    pub experts: [usize; 2],
+    /// The two experts, counted from 1; the first and the last when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<[usize; 2]>,
     /// The lowest and the highest coefficient of either task vector.
     #[serde(default = "default_landscape_bounds")]
     pub bounds: [f64; 2],
@@ -137,13 +138,16 @@ fn default_landscape_points() -> usize {
 }
 
 impl LandscapeSection {
-    /// Its points; experts counted from zero.
-    pub fn config(&self) -> LandscapeConfig {
-        LandscapeConfig::even(
-            self.experts.map(|expert| expert.saturating_sub(1)),
-            self.bounds,
-            self.points,
-        )
+    /// Its points for so many experts, which it counts from zero; none for a single expert, unless one is
+    /// asked for.
+    pub fn config(&self, num_experts: usize) -> Option<LandscapeConfig> {
+        let experts = match self.experts {
+            None if num_experts < 2 => return None,
+            None => [1, num_experts],
+            Some(experts) => experts,
+        };
+        let experts = experts.map(|expert| expert.saturating_sub(1));
+        Some(LandscapeConfig::even(experts, self.bounds, self.points))
     }
 }
 
@@ -388,16 +392,20 @@ impl Recipe {
         }
         if let Some(landscape) = &self.merge.landscape {
             let n = self.decouple.ranges;
-            if landscape.experts.iter().any(|expert| !(1..=n).contains(expert)) {
+            if let Some(experts) = landscape.experts
+                && experts.iter().any(|expert| !(1..=n).contains(expert))
+            {
                 return impossible(
-                    format!("merge.landscape.experts = {:?}, of {n} experts", landscape.experts),
-                    "name two experts, counted from 1",
+                    format!("merge.landscape.experts = {experts:?}, of {n} experts"),
+                    "name two experts, counted from 1, or remove the key for the first and the last",
                 );
             }
-            landscape.config().check::<Problem>(n).map_err(|error| Problem::Impossible {
-                message: format!("in [merge.landscape], {error}"),
-                help: "change merge.landscape, or remove it".into(),
-            })?;
+            if let Some(config) = landscape.config(n) {
+                config.check::<Problem>(n).map_err(|error| Problem::Impossible {
+                    message: format!("in [merge.landscape], {error}"),
+                    help: "change merge.landscape, or remove it".into(),
+                })?;
+            }
         }
         for (key, value) in [
             ("sampling.images", self.sampling.images),
@@ -557,6 +565,16 @@ mod tests {
         ] {
             assert!(matches!(shapes(&[wrong]), Err(Problem::Impossible { .. })), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_landscape_needs_two_experts() {
+        let plane = |ranges: &str| {
+            let recipe = shapes(&[ranges]).unwrap();
+            recipe.merge.landscape.unwrap().config(recipe.decouple.ranges).map(|c| c.experts)
+        };
+        assert_eq!(plane("decouple.ranges=8"), Some([0, 7]));
+        assert_eq!(plane("decouple.ranges=1"), None);
     }
 
     #[test]

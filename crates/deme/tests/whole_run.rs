@@ -17,11 +17,11 @@ fn a_run_leaves_a_model_a_report_and_numbers_and_is_not_done_twice() {
         plan.contains("[decouple.finetune]") && plan.contains("training iterations  72"),
         "{plan}"
     );
-    // data, CLIP, pretrained, 2 experts, joint, search, uniform, merged; samples and metrics of 7 rows;
-    // the real pictures, losses per range.
+    // data, CLIP, pretrained, 2 experts, joint, search, task vectors, uniform, merged; samples and metrics
+    // of 7 rows; the real pictures, losses per range.
     assert_eq!(
         plan.lines().filter(|line| line.ends_with("  to do")).count(),
-        9 + 2 * 7 + 2,
+        10 + 2 * 7 + 2,
         "{plan}"
     );
     assert!(!out.exists(), "a dry run writes nothing");

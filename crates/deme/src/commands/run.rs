@@ -95,8 +95,10 @@ impl Cost {
         let sampled = (plan.rows.len() * recipe.sampling.images) as u64;
         let steps = recipe.sampling.sampler.steps as u64;
         let (searched, search_evaluations) = Self::of_search(recipe, plan);
-        let landscape = recipe.merge.landscape.as_ref();
-        let landscape = landscape.map_or(0, |l| (l.points * l.points * l.images) as u64);
+        let landscape = match (&recipe.merge.landscape, &plan.landscape) {
+            (Some(section), Some((_, plane))) => plane.size() as u64 * section.images as u64,
+            _ => 0,
+        };
         let pixels = u64::from(recipe.preparation.resolution).pow(2) * 3;
         let models = 3 + experts + u64::from(recipe.joint.enabled);
         Self {

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Problem;
 use crate::progress::{Progress, Voice, say};
-use crate::recipe::{LandscapeSection, SearchObjective};
-use crate::run_dir::{StageSlot, read_json, seed_for, write_json};
+use crate::recipe::SearchObjective;
+use crate::run_dir::{read_json, seed_for, write_json};
 
 use super::evaluate::{Drawing, features, judge, loss_probe};
 use super::{Context, Plan};
@@ -332,19 +332,17 @@ fn rounded(weights: &[f64]) -> String {
 }
 
 /// The loss over the plane of two task vectors: `landscape.jsonl` and `landscape.json`.
-pub fn landscape(
-    context: &Context<'_>,
-    plan: &Plan,
-    slot: &StageSlot,
-    section: &LandscapeSection,
-    folder: &Path,
-) -> Result<(), Problem> {
+pub fn landscape(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
+    let (Some((slot, config)), Some(section)) = (&plan.landscape, &context.recipe.merge.landscape)
+    else {
+        unreachable!("a landscape's stage has its section")
+    };
     let candidates = Candidates::load(context, plan)?;
     let objective = LossObjective::new(context, plan, &candidates, section.images)?;
     let (key, log) = (slot.key.to_string(), folder.join("landscape.jsonl"));
     let task = SearchTask { reference_points: false, ..candidates.task(&key, &log) };
     let mut speaker = Speaker::new(context.voice);
-    let found = deme_merge::landscape(&section.config(), &task, objective, |event| {
+    let found = deme_merge::landscape(config, &task, objective, |event| {
         speaker.tell("landscape", event);
     })?;
     speaker.finish();

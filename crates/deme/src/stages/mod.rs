@@ -121,9 +121,8 @@ fn stages<'a>(context: &'a Context<'a>, plan: &'a Plan) -> Vec<(&'a StageSlot, W
     if let Some(search) = &plan.search {
         stages.push((search, Box::new(|folder| merging::search(context, plan, folder))));
     }
-    if let (Some(slot), Some(section)) = (&plan.landscape, &context.recipe.merge.landscape) {
-        let work = move |folder: &Path| merging::landscape(context, plan, slot, section, folder);
-        stages.push((slot, Box::new(work)));
+    if let Some((landscape, _)) = &plan.landscape {
+        stages.push((landscape, Box::new(|folder| merging::landscape(context, plan, folder))));
     }
     stages.push((&plan.task_vectors, Box::new(|folder| merging::task_vectors(plan, folder))));
     stages.push((&plan.uniform, Box::new(|folder| merging::uniform(plan, folder))));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline};
+use deme_merge::LandscapeConfig;
 use deme_nn::{Init, parameter_shapes, to_state_dict};
 use serde_json::json;
 
@@ -31,7 +32,7 @@ pub struct Plan {
     /// How many groups of tensors have weights of their own.
     pub num_groups: usize,
     /// The loss over a plane of two task vectors.
-    pub landscape: Option<StageSlot>,
+    pub landscape: Option<(StageSlot, LandscapeConfig)>,
     /// Lengths and angles of the task vectors.
     pub task_vectors: StageSlot,
     /// The experts merged with equal weights.
@@ -150,11 +151,13 @@ impl Plan {
             }
             slot("search", &part, &inputs)
         });
-        let landscape = recipe.merge.landscape.as_ref().map(|section| {
+        let landscape = recipe.merge.landscape.as_ref().and_then(|section| {
+            let config = section.config(ranges.len())?;
             let mut inputs = vec![&data];
             inputs.extend(&merge_inputs);
             let seed = seed_for(seed, "search");
-            slot("landscape", &json!({ "landscape": section, "seed": seed }), &inputs)
+            let part = json!({ "plane": config, "images": section.images, "seed": seed });
+            Some((slot("landscape", &part, &inputs), config))
         });
         let task_vectors = slot("task-vectors", &json!({}), &merge_inputs);
         let uniform = slot("uniform", &json!({}), &merge_inputs);
@@ -260,7 +263,7 @@ impl Plan {
         stages.extend(&self.experts);
         stages.extend(&self.joint);
         stages.extend(&self.search);
-        stages.extend(&self.landscape);
+        stages.extend(self.landscape.iter().map(|(slot, _)| slot));
         stages.push(&self.task_vectors);
         stages.extend([&self.uniform, &self.merged]);
         stages.extend(self.rows.iter().map(|row| &row.samples));
