@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Display};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -9,8 +10,8 @@ use super::log::SearchLog;
 use super::objective::Objective;
 use super::{Reference, ReferenceKind, SearchError, SearchEvent, SearchProgress, SearchTask};
 
-/// Weights and what the objective said about them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// Weights and what the objective said about them. Equal are two that say the same, however long they took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
     /// One weight per expert.
@@ -20,6 +21,17 @@ pub struct Evaluation {
     /// Its derivative by each weight, where the search uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gradient: Option<Vec<f64>>,
+    /// How long the objective took, in seconds; none in logs of versions that did not measure it. From
+    /// the log when an earlier run or a reference point has evaluated these weights. No strategy sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+}
+
+impl PartialEq for Evaluation {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { weights, value, gradient, seconds: _ } = self;
+        (weights, value, gradient) == (&other.weights, &other.value, &other.gradient)
+    }
 }
 
 /// Why a strategy ends before it is done.
@@ -58,7 +70,15 @@ pub(super) struct Search<'a, E: Debug + Display> {
 struct Known {
     value: f64,
     gradient: Option<Vec<f64>>,
+    seconds: Option<f64>,
     from_log: bool,
+}
+
+impl Known {
+    fn of(evaluation: Evaluation, from_log: bool) -> Self {
+        let Evaluation { value, gradient, seconds, .. } = evaluation;
+        Self { value, gradient, seconds, from_log }
+    }
 }
 
 impl<'a, E: Debug + Display> Search<'a, E> {
@@ -70,9 +90,7 @@ impl<'a, E: Debug + Display> Search<'a, E> {
         objective: &'a mut dyn Objective<Error = E>,
         observe: &'a mut dyn FnMut(SearchEvent<'_>),
     ) -> Self {
-        let known = |e: Evaluation| {
-            (key(&e.weights), Known { value: e.value, gradient: e.gradient, from_log: true })
-        };
+        let known = |e: Evaluation| (key(&e.weights), Known::of(e, true));
         Self {
             num_experts: task.num_experts,
             num_weights: task.num_weights(),
@@ -150,10 +168,10 @@ impl<'a, E: Debug + Display> Search<'a, E> {
             return Err(Stop::BudgetSpent);
         }
         let known = self.evaluate(&weights)?;
-        let (value, from_log) = (known.value, known.from_log);
+        let (value, seconds, from_log) = (known.value, known.seconds, known.from_log);
         let gradient = known.gradient.clone();
         self.asked.insert(key);
-        self.evaluations.push(Evaluation { weights, value, gradient });
+        self.evaluations.push(Evaluation { weights, value, gradient, seconds });
         let last = self.evaluations.len() - 1;
         // Strictly better: of equals the first one stays.
         if value < self.evaluations[self.best].value {
@@ -184,6 +202,7 @@ impl<'a, E: Debug + Display> Search<'a, E> {
         let key = key(weights);
         if !self.known.contains_key(&key) {
             let failed = |error| SearchError::Objective { weights: weights.to_vec(), error };
+            let start = Instant::now();
             let (value, gradient) = if self.with_gradient {
                 let both = self.objective.value_and_gradient(weights);
                 let (value, gradient) = both.ok_or(SearchError::NoGradient)?.map_err(failed)?;
@@ -191,16 +210,16 @@ impl<'a, E: Debug + Display> Search<'a, E> {
             } else {
                 (self.objective.value(weights).map_err(failed)?, None)
             };
+            let seconds = Some(start.elapsed().as_secs_f64());
             if !value.is_finite() {
                 return Err(SearchError::NonFiniteObjective { weights: weights.to_vec(), value });
             }
             if let Some(gradient) = &gradient {
                 check_gradient(weights, gradient)?;
             }
-            let evaluation = Evaluation { weights: weights.to_vec(), value, gradient };
+            let evaluation = Evaluation { weights: weights.to_vec(), value, gradient, seconds };
             self.log.append(&evaluation)?;
-            let Evaluation { value, gradient, .. } = evaluation;
-            self.known.insert(key.clone(), Known { value, gradient, from_log: false });
+            self.known.insert(key.clone(), Known::of(evaluation, false));
         }
         Ok(&self.known[&key])
     }

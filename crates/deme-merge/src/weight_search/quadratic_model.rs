@@ -342,6 +342,7 @@ mod tests {
                     weights: step.iter().zip(&centre).map(|(s, c)| s + c).collect(),
                     value: 0.7 + value(&gradient, &hessian, step),
                     gradient: None,
+                    seconds: None,
                 })
                 .collect();
             let found = fitted(&evaluations, &evaluations[0], radius);

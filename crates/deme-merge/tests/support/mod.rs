@@ -85,6 +85,21 @@ impl Draws {
     }
 }
 
+/// A search's log, or a part of it, without the durations of its evaluations: those of two runs differ.
+pub fn without_seconds(log: &str) -> String {
+    let mut text = String::new();
+    for line in log.split_inclusive('\n') {
+        match line.split_once(",\"seconds\":") {
+            Some((before, after)) => {
+                let end = after.find(['}', ',']).unwrap();
+                text.extend([before, &after[end..]]);
+            }
+            None => text.push_str(line),
+        }
+    }
+    text
+}
+
 /// Searches, with the settings given as a recipe gives them.
 pub fn config(settings: serde_json::Value) -> deme_merge::SearchConfig {
     serde_json::from_value(settings).unwrap()

@@ -1,5 +1,7 @@
 //! The drawings of a report: measured values, loss curves, the search for weights.
 
+use deme_merge::weight_search::{Reference, ReferenceKind};
+
 use super::number_format::{significant, trimmed, weights};
 use super::svg::{Axes, Figure, Scale, quantile};
 use super::verdict::{decimals_of, with_spread};
@@ -10,7 +12,7 @@ const MOST_PLACES: usize = 220;
 /// Points of a search drawn singly; more are thinned out evenly.
 const MOST_DOTS: usize = 700;
 
-const WIDTH: f64 = 360.0;
+pub(super) const WIDTH: f64 = 360.0;
 
 /// The rows' values on one axis, with their spreads and a guide at the value before finetuning.
 pub(super) fn measured_values(name: String, metric: &str, rows: &[&Row]) -> Option<Figure> {
@@ -176,42 +178,148 @@ fn smoothed(points: &[(f64, f64)], reach: usize) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// How the best value so far fell (or rose) with the number of evaluations.
-pub(super) fn best_so_far(name: String, search: &SearchSummary) -> Option<Figure> {
+/// What a search is drawn against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effort {
+    /// The number of points that were measured.
+    Evaluations,
+    /// How long they took together.
+    Time,
+}
+
+/// How the best value so far fell (or rose), with the points to compare with as levels. None where there
+/// is nothing to see: less than two evaluations, or unknown durations.
+pub(super) fn best_so_far(name: String, search: &SearchSummary, effort: Effort) -> Option<Figure> {
     if search.log.len() < 2 {
         return None;
     }
-    let mut steps: Vec<(f64, f64)> = Vec::new();
+    let (title, places) = match effort {
+        Effort::Evaluations => ("evaluation", (1..=search.log.len()).map(|k| k as f64).collect()),
+        Effort::Time => elapsed(&search.seconds)?,
+    };
+    let last = *places.last()?;
     let mut best = search.log[0].1;
-    for (place, (_, value)) in search.log.iter().enumerate() {
+    let mut steps = vec![(places[0], best)];
+    for (x, (_, value)) in places.iter().zip(&search.log) {
         if better(search, *value, best) {
-            steps.push(((place + 1) as f64, best));
+            steps.push((*x, best));
+            steps.push((*x, *value));
             best = *value;
         }
-        if place == 0 || steps.last().is_some_and(|(_, y)| *y != best) {
-            steps.push(((place + 1) as f64, best));
-        }
     }
-    steps.push((search.log.len() as f64, best));
+    steps.push((last, best));
 
+    let levels_room = if search.references.is_empty() { 0.0 } else { 58.0 };
     let axes = Axes {
         left: 48.0,
         top: 30.0,
-        width: WIDTH - 58.0,
+        width: WIDTH - 58.0 - levels_room,
         height: 160.0,
-        x: Scale::linear(1.0, search.log.len() as f64),
-        y: value_scale(search),
+        x: Scale::linear(if effort == Effort::Time { 0.0 } else { 1.0 }, last),
+        y: progress_scale(search),
     };
-    let mut figure = Figure::new(name, "the search's best value so far".into(), WIDTH, 230.0);
+    let alt = format!(
+        "the search's best value so far against the {title}: from {} to {}",
+        significant(search.log[0].1, 4),
+        significant(best, 4)
+    );
+    let mut figure = Figure::new(name, alt, WIDTH, 230.0);
     figure.text(0.0, 13.0, "name start", &shortened(&search.objective, 30));
     figure.text(WIDTH - 10.0, 13.0, "key-first end", "best so far");
-    axes.draw(&mut figure, "evaluation");
+    axes.draw(&mut figure, title);
+    draw_levels(&mut figure, &axes, search);
     for place in thinned(search.log.len()) {
-        let at = axes.at((place + 1) as f64, search.log[place].1);
-        figure.dot(at, 1.8, "tried");
+        figure.dot(axes.at(places[place], search.log[place].1), 1.8, "tried");
     }
     figure.path(&axes.all(&steps), "first");
     Some(figure)
+}
+
+/// The time after each evaluation, in a unit that suits the whole. None when it is not known.
+fn elapsed(seconds: &[f64]) -> Option<(&'static str, Vec<f64>)> {
+    let total: f64 = seconds.iter().sum();
+    if total <= 0.0 {
+        return None;
+    }
+    let (unit, length) = match total {
+        t if t < 1000.0 => ("seconds", 1.0),
+        t if t < 6.0 * 3600.0 => ("minutes", 60.0),
+        _ => ("hours", 3600.0),
+    };
+    let mut sum = 0.0;
+    let after = seconds.iter().map(|seconds| {
+        sum += seconds / length;
+        sum
+    });
+    Some((unit, after.collect()))
+}
+
+/// How a point to compare with is called.
+pub(super) fn reference_name(kind: ReferenceKind) -> String {
+    match kind {
+        ReferenceKind::Uniform => "uniform".to_string(),
+        ReferenceKind::Expert(expert) => format!("expert {}", expert + 1),
+        ReferenceKind::Pretrained => "pretrained".to_string(),
+    }
+}
+
+/// The best of the experts alone.
+pub(super) fn best_expert(search: &SearchSummary) -> Option<&Reference> {
+    let experts = search.references.iter().filter(|r| matches!(r.kind, ReferenceKind::Expert(_)));
+    experts.reduce(|best, other| if better(search, other.value, best.value) { other } else { best })
+}
+
+/// Shows what the search measured, uniform weights and the best expert. Other points to compare with
+/// stretch the axis to at most three times that; farther ones stay outside.
+fn progress_scale(search: &SearchSummary) -> Scale {
+    let (mut low, mut high) = value_range(search);
+    let uniform = search.references.iter().find(|r| r.kind == ReferenceKind::Uniform);
+    for reference in uniform.into_iter().chain(best_expert(search)) {
+        (low, high) = (low.min(reference.value), high.max(reference.value));
+    }
+    let reach = high - low;
+    let near = (low - reach)..=(high + reach);
+    for reference in search.references.iter().filter(|r| near.contains(&r.value)) {
+        (low, high) = (low.min(reference.value), high.max(reference.value));
+    }
+    Scale::around(low, high)
+}
+
+/// A level for each point to compare with, its name at the right; an arrow at names of levels beyond the
+/// frame.
+fn draw_levels(figure: &mut Figure, axes: &Axes, search: &SearchSummary) {
+    const LINE: f64 = 11.5;
+    let mut levels: Vec<&Reference> = search.references.iter().collect();
+    // More names than lines: the experts but the best go without.
+    if levels.len() as f64 * LINE > axes.height + LINE {
+        let best = best_expert(search).map(|reference| reference.kind);
+        levels.retain(|r| !matches!(r.kind, ReferenceKind::Expert(_)) || Some(r.kind) == best);
+    }
+    levels.sort_by(|a, b| b.value.total_cmp(&a.value));
+    let mut names: Vec<f64> = levels.iter().map(|reference| axes.y_at(reference.value)).collect();
+    for place in 1..names.len() {
+        names[place] = names[place].max(names[place - 1] + LINE);
+    }
+    let mut below = axes.bottom() + LINE;
+    for name in names.iter_mut().rev() {
+        *name = name.min(below - LINE);
+        below = *name;
+    }
+    for (reference, name_y) in levels.iter().zip(names) {
+        let y = axes.y_at(reference.value);
+        let mut name = reference_name(reference.kind);
+        if reference.value > axes.y.high {
+            name.push_str(" ↑");
+        } else if reference.value < axes.y.low {
+            name.push_str(" ↓");
+        } else {
+            let uniform = reference.kind == ReferenceKind::Uniform;
+            let class = if uniform { "guide-strong" } else { "guide" };
+            figure.line((axes.left, y), (axes.right(), y), class);
+        }
+        figure.line((axes.right(), y), (axes.right() + 5.0, name_y), "rule");
+        figure.text(axes.right() + 7.0, name_y + 3.5, "tick start", &name);
+    }
 }
 
 /// The value at every point of a two-dimensional grid; none when the points form no grid.
@@ -344,9 +452,21 @@ fn tried_values(search: &SearchSummary, expert: usize) -> Vec<f64> {
 /// An axis for the searched value on which the good points can be told apart; the worst
 /// tenth may lie at the frame.
 fn value_scale(search: &SearchSummary) -> Scale {
+    let (low, high) = value_range(search);
+    Scale::around(low, high)
+}
+
+fn value_range(search: &SearchSummary) -> (f64, f64) {
     let values: Vec<f64> = search.log.iter().map(|(_, value)| *value).collect();
     let (low, high) = if search.lower_is_better { (0.0, 0.9) } else { (0.1, 1.0) };
-    Scale::around(quantile(&values, low), quantile(&values, high))
+    (quantile(&values, low), quantile(&values, high))
+}
+
+/// Whether some measured point differs from the chosen one in one weight alone, as those of grids do.
+pub(super) fn has_slices(search: &SearchSummary) -> bool {
+    let differing =
+        |point: &[f64]| point.iter().zip(&search.best_weights).filter(|(a, b)| a != b).count();
+    search.best_weights.len() > 1 && search.log.iter().any(|(point, _)| differing(point) == 1)
 }
 
 /// At most [`MOST_DOTS`] places of `count`, evenly spaced.
@@ -355,7 +475,7 @@ fn thinned(count: usize) -> impl Iterator<Item = usize> {
 }
 
 /// At most `most` characters, an ellipsis in place of the rest.
-fn shortened(text: &str, most: usize) -> String {
+pub(super) fn shortened(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
         return text.to_string();
     }
@@ -372,6 +492,77 @@ mod tests {
 
     fn search_of(experts: usize) -> SearchSummary {
         report_of(experts).search.unwrap()
+    }
+
+    /// The numbers of the one path or line of a class.
+    fn corners(figure: &str, class: &str) -> Vec<f64> {
+        let marked = format!("class=\"{class}\" d=\"M");
+        let path = figure.split(&marked).nth(1).unwrap().split('"').next().unwrap();
+        path.split(['L', ' ']).map(|number| number.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_best_so_far_falls_where_a_better_point_was_measured() {
+        let mut search = search_of(2);
+        let values = [5.0, 7.0, 3.0, 4.0, 2.0];
+        search.references.clear();
+        search.log = values.iter().map(|value| (vec![0.0, 0.0], *value)).collect();
+        search.seconds = vec![10.0, 20.0, 30.0, 20.0, 20.0];
+        for (effort, shares) in [
+            (Effort::Evaluations, [0.0, 0.5, 0.5, 1.0, 1.0, 1.0]),
+            (Effort::Time, [0.1, 0.6, 0.6, 1.0, 1.0, 1.0]),
+        ] {
+            let figure = best_so_far("a".into(), &search, effort).unwrap().inline();
+            let found = corners(&figure, "first");
+            let scale = progress_scale(&search);
+            let bests = [5.0, 5.0, 3.0, 3.0, 2.0, 2.0];
+            assert_eq!(found.len(), 12);
+            for (place, (share, best)) in shares.iter().zip(bests).enumerate() {
+                let (x, y) = (48.0 + share * 302.0, 30.0 + (1.0 - scale.place(best)) * 160.0);
+                assert!((found[2 * place] - x).abs() < 0.06, "{effort:?} {place}: {found:?}");
+                assert!((found[2 * place + 1] - y).abs() < 0.06, "{effort:?} {place}: {found:?}");
+            }
+            assert!(figure.contains("from 5.000 to 2.000"), "{figure}");
+        }
+        search.lower_is_better = false;
+        let figure = best_so_far("a".into(), &search, Effort::Evaluations).unwrap().inline();
+        assert!(figure.contains("from 5.000 to 7.000"), "{figure}");
+        search.seconds.clear();
+        assert!(best_so_far("a".into(), &search, Effort::Time).is_none());
+        search.log.truncate(1);
+        assert!(best_so_far("a".into(), &search, Effort::Evaluations).is_none());
+    }
+
+    #[test]
+    fn times_get_a_unit_that_suits() {
+        assert_eq!(elapsed(&[1.0, 2.0]), Some(("seconds", vec![1.0, 3.0])));
+        assert_eq!(elapsed(&[600.0, 1200.0]), Some(("minutes", vec![10.0, 30.0])));
+        assert_eq!(elapsed(&[36_000.0]), Some(("hours", vec![10.0])));
+        assert_eq!(elapsed(&[]), None);
+    }
+
+    #[test]
+    fn levels_stand_at_their_values_and_far_ones_get_an_arrow() {
+        let mut search = search_of(3);
+        search.references[1].value = 1e6;
+        let figure = best_so_far("a".into(), &search, Effort::Evaluations).unwrap().inline();
+        for name in ["uniform", "expert 1 ↑", "expert 2", "expert 3", "pretrained"] {
+            assert!(figure.contains(&format!(">{name}</text>")), "{name}: {figure}");
+        }
+        let scale = progress_scale(&search);
+        let y = 30.0 + (1.0 - scale.place(search.references[0].value)) * 160.0;
+        let line = format!("class=\"guide-strong\" x1=\"48.0\" y1=\"{y:.1}\"");
+        assert!(figure.contains(&line), "{line}: {figure}");
+
+        // More names than fit: of the experts only the best keeps its own.
+        let mut many = search_of(8);
+        let expert = many.references[1].clone();
+        for more in 8..20 {
+            many.references.push(Reference { kind: ReferenceKind::Expert(more), ..expert.clone() });
+        }
+        let figure = best_so_far("a".into(), &many, Effort::Evaluations).unwrap().inline();
+        assert_eq!(figure.matches(">expert ").count(), 1);
+        assert!(figure.contains(">expert 8</text>"), "the best one: {figure}");
     }
 
     #[test]
@@ -411,7 +602,7 @@ mod tests {
     fn an_empty_search_and_an_empty_curve_draw_nothing() {
         let mut search = search_of(2);
         search.log.clear();
-        assert!(best_so_far("a".into(), &search).is_none());
+        assert!(best_so_far("a".into(), &search, Effort::Evaluations).is_none());
         assert!(heat_map("a".into(), &search).is_none());
         assert!(slice("a".into(), &search, 0).is_none());
         let curve = LossCurve { label: "joint".into(), points: Vec::new() };

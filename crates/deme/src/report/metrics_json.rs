@@ -1,14 +1,20 @@
 //! `metrics.json`: rows, protocol and search for machines, every digit kept.
 
+use std::collections::BTreeMap;
+
+use deme_merge::TaskVectorStatistics;
+use deme_merge::task_vector_statistics::Similarity;
+use deme_merge::weight_search::Reference;
 use serde::Serialize;
 
 use super::verdict::verdict;
 use super::{
-    EvaluationCounts, MetricValue, RangeLosses, RealDistance, Report, RowKind, SearchSummary,
+    EvaluationCounts, LandscapePlane, MetricValue, RangeLosses, RealDistance, Report, RowKind,
+    SearchSummary,
 };
 
 /// Raised when a field of the file changes its meaning or disappears.
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
 
 #[derive(Serialize)]
 struct Metrics<'a> {
@@ -25,7 +31,9 @@ struct Metrics<'a> {
     spread_meaning: &'a str,
     ranges: &'a [(usize, usize)],
     rows: Vec<MetricsRow<'a>>,
-    search: &'a Option<SearchSummary>,
+    search: Option<MetricsSearch<'a>>,
+    landscapes: &'a [LandscapePlane],
+    task_vectors: Option<MetricsTaskVectors<'a>>,
     range_losses: &'a Option<RangeLosses>,
     recipe: &'a str,
 }
@@ -45,6 +53,28 @@ struct MetricsRow<'a> {
     iterations: u64,
     metrics: &'a [MetricValue],
     protocol: &'a serde_json::Value,
+}
+
+/// A search without its durations.
+#[derive(Serialize)]
+struct MetricsSearch<'a> {
+    objective: &'a str,
+    lower_is_better: bool,
+    strategy: &'a str,
+    evaluations: usize,
+    budget: usize,
+    best_weights: &'a [f64],
+    best_value: f64,
+    references: &'a [Reference],
+    log: &'a [(Vec<f64>, f64)],
+    scored_on: &'a str,
+}
+
+/// Lengths and cosines; the distributions of single tensors are in the stage's own file.
+#[derive(Serialize)]
+struct MetricsTaskVectors<'a> {
+    whole: &'a Similarity,
+    groups: &'a BTreeMap<String, Similarity>,
 }
 
 /// The file's text. Timings and paths are left out, so that equal results give equal bytes.
@@ -76,7 +106,9 @@ pub(super) fn render(report: &Report) -> String {
                 protocol: &row.protocol,
             })
             .collect(),
-        search: &report.search,
+        search: report.search.as_ref().map(search_of),
+        landscapes: &report.landscapes,
+        task_vectors: report.task_vectors.as_ref().map(task_vectors_of),
         range_losses: &report.range_losses,
         recipe: &report.recipe_toml,
     };
@@ -84,6 +116,25 @@ pub(super) fn render(report: &Report) -> String {
         .expect("plain structs of finite numbers and text always serialise");
     text.push('\n');
     text
+}
+
+fn search_of(search: &SearchSummary) -> MetricsSearch<'_> {
+    MetricsSearch {
+        objective: &search.objective,
+        lower_is_better: search.lower_is_better,
+        strategy: &search.strategy,
+        evaluations: search.evaluations,
+        budget: search.budget,
+        best_weights: &search.best_weights,
+        best_value: search.best_value,
+        references: &search.references,
+        log: &search.log,
+        scored_on: &search.scored_on,
+    }
+}
+
+fn task_vectors_of(statistics: &TaskVectorStatistics) -> MetricsTaskVectors<'_> {
+    MetricsTaskVectors { whole: &statistics.whole, groups: &statistics.groups }
 }
 
 fn entries(pairs: &[(String, String)]) -> Vec<Entry<'_>> {
@@ -100,7 +151,7 @@ mod tests {
     fn machines_find_every_row_with_its_protocol() {
         let report = report_of(4);
         let json: serde_json::Value = serde_json::from_str(&render(&report)).unwrap();
-        assert_eq!(json["schema_version"], 1);
+        assert_eq!(json["schema_version"], 2);
         let rows = json["rows"].as_array().unwrap();
         assert_eq!(rows.len(), report.rows.len());
         for (row, original) in rows.iter().zip(&report.rows) {
@@ -108,9 +159,26 @@ mod tests {
             assert_eq!(row["protocol"], original.protocol);
         }
         assert_eq!(json["rows"][0]["kind"], "before");
+        let search = report.search.as_ref().unwrap();
+        assert_eq!(json["search"]["log"].as_array().unwrap().len(), search.log.len());
+        assert_eq!(json["search"]["references"][4]["kind"]["expert"], 3);
+        assert_eq!(json["search"]["references"][0]["value"], search.references[0].value);
+        let plane = &report.landscapes[0].landscape;
+        assert_eq!(json["landscapes"][0]["landscape"]["values"][1][2], plane.values[1][2]);
+        let statistics = report.task_vectors.as_ref().unwrap();
+        let cosine = statistics.whole.cosines[0][1].unwrap();
+        assert_eq!(json["task_vectors"]["whole"]["cosines"][0][1], cosine);
         assert_eq!(
-            json["search"]["log"].as_array().unwrap().len(),
-            report.search.unwrap().log.len()
+            json["task_vectors"]["groups"]["mid"]["norms"][3],
+            statistics.groups["mid"].norms[3]
         );
+    }
+
+    #[test]
+    fn durations_are_no_part_of_the_file() {
+        let mut report = report_of(2);
+        let before = render(&report);
+        report.search.as_mut().unwrap().seconds.iter_mut().for_each(|seconds| *seconds *= 2.0);
+        assert_eq!(render(&report), before);
     }
 }

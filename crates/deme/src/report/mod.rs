@@ -10,12 +10,14 @@ mod document;
 mod escape;
 mod figures;
 mod html;
+mod landscape_map;
 mod markdown;
 mod metrics_json;
 mod number_format;
 mod picture_file;
 mod protocol;
 mod svg;
+mod task_vector_figures;
 pub mod verdict;
 
 #[cfg(test)]
@@ -25,7 +27,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use deme_merge::write_atomically;
+use deme_merge::weight_search::Reference;
+use deme_merge::{Landscape, TaskVectorStatistics, write_atomically};
 use serde::{Deserialize, Serialize};
 
 /// Everything a report says.
@@ -60,6 +63,10 @@ pub struct Report {
     pub loss_curves: Vec<LossCurve>,
     /// The search for merging weights, where there was one.
     pub search: Option<SearchSummary>,
+    /// The objective over planes of two task vectors, where it was measured.
+    pub landscapes: Vec<LandscapePlane>,
+    /// The task vectors layer by layer and their angles, where they were measured.
+    pub task_vectors: Option<TaskVectorStatistics>,
     /// Real pictures, laid out as the rows' grids are.
     pub reference_grid_png: Option<PathBuf>,
     /// Held-out diffusion loss of each model in each of `ranges`.
@@ -199,20 +206,48 @@ pub struct SearchSummary {
     pub objective: String,
     /// Which direction is good.
     pub lower_is_better: bool,
-    /// "grid", "coordinate", ...
-    pub kind: String,
+    /// "grid", "coordinate grid", "CMA-ES", ...
+    pub strategy: String,
     /// How many points were measured.
     pub evaluations: usize,
-    /// How many points the whole grid has.
-    pub grid_size: usize,
+    /// How many it might measure at most; for a grid, how many points it has.
+    pub budget: usize,
     /// The weights that were chosen.
     pub best_weights: Vec<f64>,
     /// Their value.
     pub best_value: f64,
     /// Every measured point with its value, in the order of measurement.
     pub log: Vec<(Vec<f64>, f64)>,
+    /// How long each point of `log` took, in seconds; empty where that is not known.
+    pub seconds: Vec<f64>,
+    /// The same number at the points to compare with; empty where none was measured.
+    pub references: Vec<Reference>,
     /// What the search was scored on: pictures and seeds.
-    pub reference: String,
+    pub scored_on: String,
+}
+
+/// The objective over the plane of two task vectors.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LandscapePlane {
+    /// The number over the plane.
+    pub objective: String,
+    /// Which direction is good.
+    pub lower_is_better: bool,
+    /// What it was scored on: pictures and seeds.
+    pub scored_on: String,
+    /// The weights of all experts, as the plane was asked for: those of its own two mean nothing. None
+    /// for a plane through the pretrained model, in which all others are 0.
+    pub others: Option<Vec<f64>>,
+    /// The values.
+    pub landscape: Landscape,
+}
+
+impl LandscapePlane {
+    /// The weight that an expert has all over the plane; none for the plane's own two.
+    pub fn fixed_weight(&self, expert: usize) -> Option<f64> {
+        let is_axis = self.landscape.experts.contains(&expert);
+        (!is_axis).then(|| self.others.as_ref().map_or(0.0, |others| others[expert]))
+    }
 }
 
 /// Held-out diffusion loss per model and timestep range.
@@ -277,6 +312,24 @@ pub enum ReportError {
         expected: usize,
         /// The list's length.
         found: usize,
+    },
+    /// A list has another length than the one it belongs to.
+    #[error("{place} has {found} values, expected {expected}")]
+    WrongCount {
+        /// Which list.
+        place: String,
+        /// The length it must have.
+        expected: usize,
+        /// The list's length.
+        found: usize,
+    },
+    /// A landscape over experts that do not exist, or over one twice.
+    #[error("the landscape over experts {} and {} is no plane of two of {num_experts} experts", experts[0] + 1, experts[1] + 1)]
+    NoPlane {
+        /// The two, counted from zero.
+        experts: [usize; 2],
+        /// How many there are.
+        num_experts: usize,
     },
     /// Two rows with one id.
     #[error("two rows of the report are called \"{id}\": give each its own id")]
@@ -375,6 +428,20 @@ fn check(report: &Report) -> Result<(), ReportError> {
             all_finite(weights, weights_of)?;
             finite(*value, || format!("search evaluation {}", place + 1))?;
         }
+        let seconds = || "the durations of the search".to_string();
+        all_finite(&search.seconds, seconds)?;
+        if !search.seconds.is_empty() {
+            count(search.seconds.len(), search.log.len(), seconds)?;
+        }
+        for reference in &search.references {
+            check_reference(reference, experts)?;
+        }
+    }
+    for plane in &report.landscapes {
+        check_plane(plane, experts)?;
+    }
+    if let Some(statistics) = &report.task_vectors {
+        check_task_vectors(statistics, experts)?;
     }
     for curve in &report.loss_curves {
         for point in &curve.points {
@@ -398,12 +465,76 @@ fn check(report: &Report) -> Result<(), ReportError> {
     Ok(())
 }
 
+fn check_reference(reference: &Reference, experts: usize) -> Result<(), ReportError> {
+    let place = || format!("the reference point {:?}", reference.kind);
+    length(reference.weights.len(), experts, place)?;
+    all_finite(&reference.weights, place)?;
+    finite(reference.value, place)
+}
+
+fn check_plane(plane: &LandscapePlane, num_experts: usize) -> Result<(), ReportError> {
+    let Landscape { experts, first, second, values, references } = &plane.landscape;
+    let [i, j] = *experts;
+    if i == j || i.max(j) >= num_experts {
+        return Err(ReportError::NoPlane { experts: *experts, num_experts });
+    }
+    let place = || format!("the landscape over experts {} and {}", i + 1, j + 1);
+    all_finite(first, place)?;
+    all_finite(second, place)?;
+    count(values.len(), first.len(), place)?;
+    for row in values {
+        count(row.len(), second.len(), place)?;
+        all_finite(row, place)?;
+    }
+    if let Some(others) = &plane.others {
+        length(others.len(), num_experts, place)?;
+        all_finite(others, place)?;
+    }
+    references.iter().try_for_each(|reference| check_reference(reference, num_experts))
+}
+
+fn check_task_vectors(
+    statistics: &TaskVectorStatistics,
+    experts: usize,
+) -> Result<(), ReportError> {
+    for tensor in &statistics.tensors {
+        let place = || format!("the task vectors' tensor \"{}\"", tensor.name);
+        length(tensor.experts.len(), experts, place)?;
+        for d in &tensor.experts {
+            let box_plot = [d.quantile_5, d.lower_quartile, d.median, d.upper_quartile];
+            let extremes = [d.minimum, d.quantile_95, d.maximum, d.root_mean_square];
+            all_finite(&[box_plot, extremes].concat(), place)?;
+        }
+    }
+    let groups = statistics.groups.iter().map(|(name, similarity)| (name.as_str(), similarity));
+    for (name, similarity) in groups.chain([("whole", &statistics.whole)]) {
+        let norms = || format!("the lengths of the task vectors ({name})");
+        length(similarity.norms.len(), experts, norms)?;
+        all_finite(&similarity.norms, norms)?;
+        let cosines = || format!("the cosines of the task vectors ({name})");
+        length(similarity.cosines.len(), experts, cosines)?;
+        for row in &similarity.cosines {
+            length(row.len(), experts, cosines)?;
+            row.iter().flatten().try_for_each(|cosine| finite(*cosine, cosines))?;
+        }
+    }
+    Ok(())
+}
+
 fn finite(value: f64, place: impl FnOnce() -> String) -> Result<(), ReportError> {
     if value.is_finite() { Ok(()) } else { Err(ReportError::NonFinite { place: place(), value }) }
 }
 
 fn all_finite(values: &[f64], place: impl Fn() -> String) -> Result<(), ReportError> {
     values.iter().try_for_each(|value| finite(*value, &place))
+}
+
+fn count(found: usize, expected: usize, place: impl FnOnce() -> String) -> Result<(), ReportError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(ReportError::WrongCount { place: place(), expected, found })
+    }
 }
 
 fn length(
@@ -431,6 +562,10 @@ mod tests {
         let error = write_report(&report, folder.path()).unwrap_err();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is written");
         error
+    }
+
+    fn statistics(report: &mut Report) -> &mut TaskVectorStatistics {
+        report.task_vectors.as_mut().unwrap()
     }
 
     #[test]
@@ -486,6 +621,8 @@ mod tests {
         empty.rows.clear();
         empty.ranges.clear();
         empty.search = None;
+        empty.landscapes.clear();
+        empty.task_vectors = None;
         empty.real_distance = None;
         empty.loss_curves.clear();
         empty.range_losses = None;
@@ -505,12 +642,38 @@ mod tests {
         assert!(error.to_string().contains("real pictures"), "{error}");
         let error = refusal(|r| r.search.as_mut().unwrap().log[2].1 = f64::NAN);
         assert!(error.to_string().contains("evaluation 3"), "{error}");
+        let error = refusal(|r| r.search.as_mut().unwrap().seconds[1] = f64::INFINITY);
+        assert!(error.to_string().contains("durations"), "{error}");
+        let error = refusal(|r| r.search.as_mut().unwrap().references[0].value = f64::NAN);
+        assert!(error.to_string().contains("Uniform"), "{error}");
+        let error = refusal(|r| r.landscapes[0].landscape.values[2][1] = f64::NAN);
+        assert!(error.to_string().contains("over experts 1 and 2"), "{error}");
+        let error = refusal(|r| statistics(r).tensors[3].experts[1].median = f64::NAN);
+        assert!(error.to_string().contains("conv"), "{error}");
+        let error = refusal(|r| statistics(r).whole.cosines[0][1] = Some(f64::NAN));
+        assert!(error.to_string().contains("cosines"), "{error}");
     }
 
     #[test]
     fn lists_of_wrong_lengths_are_refused() {
         let error = refusal(|r| r.range_losses.as_mut().unwrap().rows[0].losses.truncate(1));
         assert!(matches!(error, ReportError::WrongLength { expected: 4, found: 1, .. }), "{error}");
+        let error = refusal(|r| r.landscapes[0].others = Some(vec![0.0]));
+        assert!(matches!(error, ReportError::WrongLength { expected: 4, found: 1, .. }), "{error}");
+        let error = refusal(|r| statistics(r).whole.norms.truncate(3));
+        assert!(matches!(error, ReportError::WrongLength { expected: 4, found: 3, .. }), "{error}");
+        let error = refusal(|r| r.search.as_mut().unwrap().seconds.truncate(3));
+        assert!(matches!(error, ReportError::WrongCount { found: 3, .. }), "{error}");
+        let error = refusal(|r| r.landscapes[0].landscape.values[0].truncate(2));
+        assert!(matches!(error, ReportError::WrongCount { found: 2, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_landscape_needs_two_experts() {
+        for experts in [[0, 4], [1, 1]] {
+            let error = refusal(|r| r.landscapes[0].landscape.experts = experts);
+            assert!(matches!(error, ReportError::NoPlane { num_experts: 4, .. }), "{error}");
+        }
     }
 
     #[test]

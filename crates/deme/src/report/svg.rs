@@ -91,6 +91,29 @@ impl Figure {
         ));
     }
 
+    /// Several lines or, when the class fills them, areas as one element: areas that touch have no seam
+    /// between them. `opacity` is that of the filling.
+    pub(super) fn paths(&mut self, outlines: &[Vec<(f64, f64)>], class: &str, opacity: f64) {
+        if outlines.is_empty() {
+            return;
+        }
+        let corners = |outline: &Vec<(f64, f64)>| -> String {
+            let corners: Vec<String> =
+                outline.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
+            format!("M{}", corners.join("L"))
+        };
+        let outlines: String = outlines.iter().map(corners).collect();
+        self.body.push_str(&format!(
+            "<path class=\"{class}\" fill-opacity=\"{opacity:.3}\" d=\"{outlines}\"/>"
+        ));
+    }
+
+    /// A text that stays readable on colours.
+    pub(super) fn text_on_map(&mut self, x: f64, y: f64, class: &str, text: &str) {
+        self.text(x, y, &format!("halo {class}"), text);
+        self.text(x, y, class, text);
+    }
+
     /// An open line, or a filled area when the class says so.
     pub(super) fn path(&mut self, points: &[(f64, f64)], class: &str) {
         if points.is_empty() {

@@ -5,6 +5,9 @@ use std::fs;
 use std::io::Cursor;
 use std::path::Path;
 
+use deme_merge::LandscapeConfig;
+use deme_merge::task_vector_statistics::{Distribution, Similarity, TensorStatistics};
+use deme_merge::weight_search::ReferenceKind;
 use image::{ImageFormat, Rgb, RgbImage};
 use serde_json::json;
 
@@ -86,6 +89,8 @@ pub(super) fn report_of(experts: usize) -> Report {
         ]),
         loss_curves,
         search: Some(search),
+        landscapes: if experts > 1 { vec![plane_of(experts)] } else { Vec::new() },
+        task_vectors: Some(task_vectors_of(experts)),
         reference_grid_png: None,
         range_losses: Some(range_losses),
         stages: ["data", "pretrained", "experts", "joint", "search", "metrics"]
@@ -203,25 +208,115 @@ fn search_of(experts: usize) -> SearchSummary {
     let log: Vec<(Vec<f64>, f64)> = points
         .into_iter()
         .map(|point| {
-            let bowl: f64 = point
-                .iter()
-                .enumerate()
-                .map(|(i, w)| (w - 0.2 - 0.13 * i as f64).powi(2) * 20.0)
-                .sum();
-            (point, 11.2 + bowl)
+            let value = bowl(&point);
+            (point, value)
         })
         .collect();
     let best = log.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap().clone();
     SearchSummary {
         objective: "fd_tiny_clip".into(),
         lower_is_better: true,
-        kind: "grid".into(),
+        strategy: "grid".into(),
         evaluations: log.len(),
-        grid_size: log.len(),
+        budget: log.len(),
         best_weights: best.0,
         best_value: best.1,
+        seconds: (0..log.len()).map(|place| 1.5 + 0.5 * (place % 3) as f64).collect(),
+        references: references_of(experts),
         log,
-        reference: "1024 search pictures, seeds 100000..100512".into(),
+        scored_on: "1024 search pictures, seeds 100000..100512".into(),
+    }
+}
+
+fn bowl(weights: &[f64]) -> f64 {
+    let squares = weights.iter().enumerate().map(|(i, w)| (w - 0.2 - 0.13 * i as f64).powi(2));
+    11.2 + 20.0 * squares.sum::<f64>()
+}
+
+/// Uniform, each expert alone, pretrained.
+fn references_of(experts: usize) -> Vec<Reference> {
+    let alone =
+        |only| (0..experts).map(|e| if e == only { 1.0 } else { 0.0 }).collect::<Vec<f64>>();
+    let mut points = vec![(ReferenceKind::Uniform, vec![1.0 / experts as f64; experts])];
+    points.extend((0..experts).map(|expert| (ReferenceKind::Expert(expert), alone(expert))));
+    points.push((ReferenceKind::Pretrained, vec![0.0; experts]));
+    let reference = |(kind, weights): (ReferenceKind, Vec<f64>)| {
+        // The second expert is the best one alone.
+        let lead = if kind == ReferenceKind::Expert(1) { 0.7 } else { 1.0 };
+        Reference { kind, value: bowl(&weights) * lead, weights }
+    };
+    points.into_iter().map(reference).collect()
+}
+
+/// The bowl over the first two experts' weights.
+fn plane_of(experts: usize) -> LandscapePlane {
+    let LandscapeConfig { experts: pair, first, second, .. } =
+        LandscapeConfig::even([0, 1], [-0.5, 1.5], 9);
+    let value = |a: f64, b: f64| bowl(&[&[a, b][..], &vec![0.0; experts - 2]].concat());
+    LandscapePlane {
+        objective: "held-out diffusion loss".into(),
+        lower_is_better: true,
+        scored_on: "1024 search pictures".into(),
+        others: None,
+        landscape: Landscape {
+            experts: pair,
+            values: first.iter().map(|a| second.iter().map(|b| value(*a, *b)).collect()).collect(),
+            first,
+            second,
+            references: Vec::new(),
+        },
+    }
+}
+
+/// A small UNet's layers; later experts moved less.
+fn task_vectors_of(experts: usize) -> TaskVectorStatistics {
+    let mut names = vec!["conv_in.weight".to_string(), "conv_norm_out.weight".to_string()];
+    names.extend(["conv_out.weight".to_string(), "time_embedding.linear_1.weight".to_string()]);
+    for (block, count) in [("down_blocks", 12), ("mid_block", 5), ("up_blocks", 18)] {
+        for place in 0..count {
+            names.push(format!("{block}.{}.resnets.{}.conv1.weight", place / 4, place % 4));
+            names.push(format!("{block}.{}.resnets.{}.conv1.bias", place / 4, place % 4));
+        }
+    }
+    names.sort();
+    let distribution = |size: f64, shift: f64| Distribution {
+        minimum: -4.0 * size,
+        quantile_5: -1.65 * size + shift,
+        lower_quartile: -0.67 * size + shift,
+        median: shift,
+        upper_quartile: 0.67 * size + shift,
+        quantile_95: 1.65 * size + shift,
+        maximum: 4.2 * size,
+        root_mean_square: size,
+    };
+    let tensor = |(place, name): (usize, String)| TensorStatistics {
+        group: deme_merge::task_vector_statistics::unet_block(&name).to_string(),
+        elements: 1152,
+        experts: (0..experts)
+            .map(|expert| {
+                let size = 0.004 * (1.0 + (place * 7 % 10) as f64 / 6.0) / (1.0 + expert as f64);
+                distribution(size, 0.0002 * (place % 5) as f64)
+            })
+            .collect(),
+        name,
+    };
+    let similarity = |scale: f64| Similarity {
+        norms: (0..experts).map(|expert| scale / (1.0 + expert as f64)).collect(),
+        cosines: (0..experts)
+            .map(|i| {
+                let cosine = |j: usize| match i.abs_diff(j) {
+                    0 => 1.0,
+                    apart => 0.62 - 0.34 * apart as f64,
+                };
+                (0..experts).map(|j| Some(cosine(j).max(-1.0))).collect()
+            })
+            .collect(),
+    };
+    let groups = [("down", 1.3), ("mid", 0.6), ("rest", 0.2), ("up", 1.9)];
+    TaskVectorStatistics {
+        tensors: names.into_iter().enumerate().map(tensor).collect(),
+        whole: similarity(2.4),
+        groups: groups.map(|(name, scale)| (name.to_string(), similarity(scale))).into(),
     }
 }
 

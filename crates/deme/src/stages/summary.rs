@@ -71,6 +71,8 @@ pub fn write(
         protocol,
         loss_curves: loss_curves(plan)?,
         search: search_summary(context, plan)?,
+        landscapes: Vec::new(),
+        task_vectors: None,
         reference_grid_png: Some(plan.data.folder().join("grid.png")),
         range_losses: Some(range_losses(context, plan)?),
         stages: plan
@@ -175,7 +177,7 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
     let merge = &context.recipe.merge;
     let seed = seed_for(context.recipe.seed, "search");
     let pictures = context.split().search.len();
-    let (objective, reference) = match merge.objective {
+    let (objective, scored_on) = match merge.objective {
         SearchObjective::Loss { images }
         | SearchObjective::LossThenFrechet { loss_images: images, .. } => (
             "held-out diffusion loss".to_owned(),
@@ -189,7 +191,7 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
     Ok(Some(SearchSummary {
         objective,
         lower_is_better: true,
-        kind: match merge.search {
+        strategy: match merge.search {
             SearchConfig::Grid(_) => "grid".to_owned(),
             SearchConfig::CoordinateGrid(_) => "coordinate grid".to_owned(),
             SearchConfig::Random(_) => "random".to_owned(),
@@ -199,12 +201,19 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
             SearchConfig::Points(_) => "listed points".to_owned(),
         },
         evaluations: found.evaluations.len(),
-        grid_size: usize::try_from(merge.search.size(plan.experts.len() * plan.num_groups))
+        budget: usize::try_from(merge.search.size(plan.experts.len() * plan.num_groups))
             .unwrap_or(usize::MAX),
         best_weights: found.best_weights.clone(),
         best_value: found.best_value,
         log: found.evaluations.iter().map(|e| (e.weights.clone(), e.value)).collect(),
-        reference,
+        seconds: found
+            .evaluations
+            .iter()
+            .map(|e| e.seconds)
+            .collect::<Option<_>>()
+            .unwrap_or_default(),
+        references: found.references,
+        scored_on,
     }))
 }
 

@@ -1,7 +1,9 @@
 //! The timestep ranges, the merging weights, and how the weights were found.
 
+use deme_merge::weight_search::ReferenceKind;
+
 use super::super::document::{Block, CaptionedFigure, Cell, Column, Section, Table, Tone};
-use super::super::figures;
+use super::super::figures::{self, Effort};
 use super::super::number_format::{count, significant, weights};
 use super::super::verdict::merged_row;
 use super::super::{Report, Row, SearchSummary};
@@ -57,33 +59,48 @@ fn search_blocks(search: &SearchSummary) -> Vec<Block> {
             "The search for merging weights measured nothing.".to_string(),
         )];
     }
-    let measured = if search.evaluations == search.grid_size {
-        format!("all {} points of the grid", count(search.grid_size as u64))
-    } else {
-        format!(
-            "{} of {} points of the grid",
-            count(search.evaluations as u64),
-            count(search.grid_size as u64)
-        )
-    };
+    let mut measured = format!("{} evaluations", count(search.evaluations as u64));
+    if search.evaluations < search.budget {
+        measured.push_str(&format!(" of at most {}", count(search.budget as u64)));
+    }
     let mut blocks = vec![Block::Paragraph(format!(
-        "The weights come from a {} search over {measured}, scored by {} ({} is better) on {}. \
-         The best value was {}, at ({}). As the best of many it is a lucky draw in part; the \
+        "The weights come from a search (strategy: {}) with {measured}, scored by {} ({} is better) \
+         on {}. The best value was {}, at ({}). As the best of many it is a lucky draw in part; the \
          numbers under Results are the fair ones.",
-        search.kind,
+        search.strategy,
         search.objective,
         if search.lower_is_better { "lower" } else { "higher" },
-        search.reference,
+        search.scored_on,
         significant(search.best_value, 4),
         weights(&search.best_weights)
     ))];
+
+    if !search.references.is_empty() {
+        blocks.push(Block::Table(reference_table(search)));
+        blocks.push(Block::Remark(
+            "These values come from the search's own pictures, not those of the report: they can be \
+             compared with each other, not with the numbers under Results. The best one found was \
+             picked for its value, the others were not."
+                .to_string(),
+        ));
+    }
 
     let mut drawn = Vec::new();
     let mut remark = "Each dot is one point of the search; dots at the upper or lower frame lie \
                       beyond it."
         .to_string();
-    if let Some(figure) = figures::best_so_far("search-best-so-far".to_string(), search) {
-        drawn.push(CaptionedFigure { figure, caption: String::new() });
+    for (name, effort) in
+        [("search-best-so-far", Effort::Evaluations), ("search-best-in-time", Effort::Time)]
+    {
+        if let Some(figure) = figures::best_so_far(name.to_string(), search, effort) {
+            drawn.push(CaptionedFigure { figure, caption: String::new() });
+        }
+    }
+    if !drawn.is_empty() && !search.references.is_empty() {
+        remark.push_str(
+            " Horizontal lines are the points to compare with; an arrow at a name says that its line \
+             lies beyond the frame.",
+        );
     }
     if let Some(figure) = figures::heat_map("search-heat-map".to_string(), search) {
         drawn.push(CaptionedFigure { figure, caption: String::new() });
@@ -92,10 +109,12 @@ fn search_blocks(search: &SearchSummary) -> Vec<Block> {
              chosen; (0, 0) is the pretrained model.",
         );
     } else {
-        remark.push_str(
+        remark.push_str(if figures::has_slices(search) {
             " Along each weight the line joins the points that share the other weights with the \
-             chosen one (ring); the dashed line is 1/N.",
-        );
+             chosen one (ring); the dashed upright line is 1/N."
+        } else {
+            " Along each weight the ring is the chosen point; the dashed upright line is 1/N."
+        });
         let slices = (0..search.best_weights.len()).filter_map(|expert| {
             let figure = figures::slice(format!("search-expert-{}", expert + 1), search, expert)?;
             let caption = String::new();
@@ -112,6 +131,48 @@ fn search_blocks(search: &SearchSummary) -> Vec<Block> {
         blocks: vec![Block::Table(best_points(search))],
     });
     blocks
+}
+
+/// The best point found beside those to compare with.
+pub(super) fn reference_table(search: &SearchSummary) -> Table {
+    let of_kind = |kind| search.references.iter().find(|reference| reference.kind == kind);
+    let mut points = vec![("best found".to_string(), &search.best_weights, search.best_value)];
+    if let Some(uniform) = of_kind(ReferenceKind::Uniform) {
+        points.push(("uniform 1/N".to_string(), &uniform.weights, uniform.value));
+    }
+    if let Some(expert) = figures::best_expert(search) {
+        let name = format!("best single expert ({})", figures::reference_name(expert.kind));
+        points.push((name, &expert.weights, expert.value));
+    }
+    if let Some(pretrained) = of_kind(ReferenceKind::Pretrained) {
+        points.push(("pretrained".to_string(), &pretrained.weights, pretrained.value));
+    }
+    let beaten = |value: f64| points.iter().any(|(_, _, v)| figures::better(search, *v, value));
+    let rows = points
+        .iter()
+        .map(|(name, point, value)| {
+            let tone = if beaten(*value) { Tone::Plain } else { Tone::Best };
+            let behind = match significant(value - search.best_value, 3) {
+                text if *value > search.best_value => format!("+{text}"),
+                text => text,
+            };
+            vec![
+                Cell::new(name),
+                Cell::new(weights(point)),
+                Cell::new(significant(*value, 5)).tone(tone),
+                Cell::new(behind).tone(Tone::Faint),
+            ]
+        })
+        .collect();
+    Table {
+        columns: vec![
+            Column::text("point"),
+            Column::text("weights"),
+            Column::number(&search.objective),
+            Column::number("against the best found"),
+        ],
+        rows,
+    }
 }
 
 fn best_points(search: &SearchSummary) -> Table {

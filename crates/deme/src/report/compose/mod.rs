@@ -1,8 +1,10 @@
 //! What a report says, top to bottom; the longer sections have files of their own.
 
+mod landscapes;
 mod merging;
 mod provenance;
 mod results;
+mod task_vectors;
 
 use std::path::Path;
 
@@ -26,6 +28,8 @@ pub(super) fn compose(report: &Report) -> Result<Document, ReportError> {
         results::results(report),
         samples(report)?,
         merging::merging(report),
+        landscapes::landscapes(report),
+        task_vectors::task_vectors(report),
         loss_per_range(report),
         training(report),
         provenance::how_made(report),
@@ -299,11 +303,102 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_search_names_both_counts() {
+    fn a_search_is_told_by_strategy_and_counts() {
         let mut report = report_of(3);
-        report.search.as_mut().unwrap().grid_size = 100_000;
         for text in both(&report) {
-            assert!(text.contains("64 of 100\u{202f}000 points"), "{text}");
+            assert!(text.contains("a search (strategy: grid) with 64 evaluations, scored"));
+        }
+        let search = report.search.as_mut().unwrap();
+        search.budget = 100_000;
+        search.strategy = "CMA-ES".into();
+        for text in both(&report) {
+            let told = "(strategy: CMA-ES) with 64 evaluations of at most 100\u{202f}000";
+            assert!(text.contains(told), "{text}");
+            assert!(!text.contains("grid search") && !text.contains("of the grid"), "{text}");
+        }
+    }
+
+    #[test]
+    fn points_to_compare_with_stand_beside_the_search() {
+        let mut report = report_of(3);
+        let search = report.search.as_ref().unwrap();
+        let table = merging::reference_table(search);
+        let names: Vec<&str> = table.rows.iter().map(|row| row[0].text.as_str()).collect();
+        let expected = ["best found", "uniform 1/N", "best single expert (expert 2)", "pretrained"];
+        assert_eq!(names, expected);
+        let values: Vec<&str> = table.rows.iter().map(|row| row[2].text.as_str()).collect();
+        let measured = [search.best_value, search.references[0].value];
+        assert_eq!(values[..2], measured.map(|value| significant(value, 5)));
+        assert_eq!(values[2], significant(search.references[2].value, 5));
+        assert_eq!(values[3], significant(search.references[4].value, 5));
+        assert_eq!(table.rows[0][2].tone, Tone::Best);
+        for text in both(&report) {
+            assert!(text.contains("not those of the report"), "{text}");
+        }
+        report.search.as_mut().unwrap().references.clear();
+        for text in both(&report) {
+            assert!(!text.contains("not those of the report"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_search_without_slices_does_not_speak_of_them() {
+        let mut report = report_of(3);
+        assert!(both(&report)[1].contains("the line joins the points"));
+        let search = report.search.as_mut().unwrap();
+        for (place, (point, _)) in search.log.iter_mut().enumerate() {
+            point.iter_mut().for_each(|weight| *weight += place as f64 * 1e-3);
+        }
+        let text = &both(&report)[1];
+        assert!(!text.contains("the line joins the points"), "{text}");
+        assert!(text.contains("ring"), "{text}");
+    }
+
+    #[test]
+    fn landscapes_say_where_the_merged_model_is() {
+        let mut report = report_of(2);
+        for text in both(&report) {
+            assert!(text.contains("Landscape of the weights"));
+            assert!(text.contains("The best measured point is (0.25, 0.25) with 11.3"), "{text}");
+            assert!(!text.contains("outside of the plane"), "{text}");
+        }
+        report = report_of(3);
+        for text in both(&report) {
+            assert!(text.contains("outside of the plane"), "{text}");
+        }
+        report.landscapes[0].others = Some(vec![0.0, 0.0, 0.5]);
+        for text in both(&report) {
+            assert!(text.contains("The other weights are 0.5 for expert 3"), "{text}");
+        }
+        report.landscapes[0].landscape.second.truncate(1);
+        for row in &mut report.landscapes[0].landscape.values {
+            row.truncate(1);
+        }
+        for text in both(&report) {
+            assert!(text.contains("less than two weights in a direction"), "{text}");
+        }
+        report.landscapes.clear();
+        for text in both(&report) {
+            assert!(!text.contains("Landscape"), "{text}");
+        }
+    }
+
+    #[test]
+    fn task_vectors_get_a_section_where_they_were_measured() {
+        let mut report = report_of(3);
+        let statistics = report.task_vectors.as_mut().unwrap();
+        statistics.whole.cosines[0][1] = None;
+        for text in both(&report) {
+            assert!(text.contains("A dash: a task vector of length 0"), "{text}");
+            assert!(text.contains("task-vector-layers") || text.contains("box plots of"));
+        }
+        let alone = report_of(1);
+        for text in both(&alone) {
+            assert!(text.contains("Task vectors") && !text.contains("Cosines"), "{text}");
+        }
+        report.task_vectors = None;
+        for text in both(&report) {
+            assert!(!text.contains("Task vectors"), "{text}");
         }
     }
 
@@ -335,7 +430,11 @@ mod tests {
         }
         let search = report.search.as_mut().unwrap();
         search.objective = hostile.into();
-        search.reference = hostile.into();
+        search.scored_on = hostile.into();
+        search.strategy = hostile.into();
+        report.landscapes[0].objective = hostile.into();
+        report.landscapes[0].scored_on = hostile.into();
+        report.task_vectors.as_mut().unwrap().tensors[0].group = hostile.into();
         for row in &mut report.range_losses.as_mut().unwrap().rows {
             row.label = hostile.into();
         }
