@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::verdict::verdict;
 use super::{
-    EvaluationCounts, LandscapePlane, MetricValue, RangeLosses, RealDistance, Report, RowKind,
-    SearchSummary,
+    DecisionRow, EvaluationCounts, LandscapePlane, MetricValue, RangeLosses, RealDistance, Report,
+    RowKind, SearchSummary,
 };
 
 /// Raised when a field of the file changes its meaning or disappears.
@@ -63,9 +63,11 @@ struct MetricsSearch<'a> {
     strategy: &'a str,
     evaluations: usize,
     budget: usize,
+    groups: &'a [String],
     best_weights: &'a [f64],
     best_value: f64,
     references: &'a [Reference],
+    decisions: &'a [DecisionRow],
     log: &'a [(Vec<f64>, f64)],
     scored_on: &'a str,
 }
@@ -125,9 +127,11 @@ fn search_of(search: &SearchSummary) -> MetricsSearch<'_> {
         strategy: &search.strategy,
         evaluations: search.evaluations,
         budget: search.budget,
+        groups: &search.groups,
         best_weights: &search.best_weights,
         best_value: search.best_value,
         references: &search.references,
+        decisions: &search.decisions,
         log: &search.log,
         scored_on: &search.scored_on,
     }

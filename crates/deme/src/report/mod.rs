@@ -212,10 +212,14 @@ pub struct SearchSummary {
     pub evaluations: usize,
     /// How many it might measure at most; for a grid, how many points it has.
     pub budget: usize,
-    /// The weights that were chosen.
+    /// The groups of tensors with weights of their own; one where there are none.
+    pub groups: Vec<String>,
+    /// The weights with the best value, one per expert, group by group.
     pub best_weights: Vec<f64>,
     /// Their value.
     pub best_value: f64,
+    /// What a second, dearer number decided between; empty where this one decided.
+    pub decisions: Vec<DecisionRow>,
     /// Every measured point with its value, in the order of measurement.
     pub log: Vec<(Vec<f64>, f64)>,
     /// How long each point of `log` took, in seconds; empty where that is not known.
@@ -224,6 +228,19 @@ pub struct SearchSummary {
     pub references: Vec<Reference>,
     /// What the search was scored on: pictures and seeds.
     pub scored_on: String,
+}
+
+/// Weights that both numbers of a search in two stages saw.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DecisionRow {
+    /// "candidate 1", "uniform 1/N", "expert 2".
+    pub name: String,
+    /// One per expert, group by group.
+    pub weights: Vec<f64>,
+    /// The number that was searched.
+    pub proposed: f64,
+    /// The number that decides; lower is better.
+    pub decided: f64,
 }
 
 /// The objective over the plane of two task vectors.
@@ -303,12 +320,12 @@ pub enum ReportError {
         /// What it is.
         value: f64,
     },
-    /// A list that must have one entry per timestep range has another length.
-    #[error("{place} has {found} values, but there are {expected} timestep ranges")]
+    /// A list that must have one entry per timestep range (and group of tensors) has another length.
+    #[error("{place} has {found} values, expected {expected}")]
     WrongLength {
         /// Which list.
         place: String,
-        /// The number of ranges.
+        /// The number it should have.
         expected: usize,
         /// The list's length.
         found: usize,
@@ -418,6 +435,13 @@ fn check(report: &Report) -> Result<(), ReportError> {
         }
     }
     if let Some(search) = &report.search {
+        let experts = experts * search.groups.len();
+        for decision in &search.decisions {
+            let place = || format!("the decision about {}", decision.name);
+            length(decision.weights.len(), experts, place)?;
+            all_finite(&decision.weights, place)?;
+            all_finite(&[decision.proposed, decision.decided], place)?;
+        }
         finite(search.best_value, || "the search's best value".to_string())?;
         let best = || "the search's best weights".to_string();
         length(search.best_weights.len(), experts, best)?;

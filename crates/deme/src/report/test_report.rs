@@ -219,8 +219,10 @@ fn search_of(experts: usize) -> SearchSummary {
         strategy: "grid".into(),
         evaluations: log.len(),
         budget: log.len(),
+        groups: vec!["all".into()],
         best_weights: best.0,
         best_value: best.1,
+        decisions: Vec::new(),
         seconds: (0..log.len()).map(|place| 1.5 + 0.5 * (place % 3) as f64).collect(),
         references: references_of(experts),
         log,
@@ -290,7 +292,7 @@ fn task_vectors_of(experts: usize) -> TaskVectorStatistics {
         root_mean_square: size,
     };
     let tensor = |(place, name): (usize, String)| TensorStatistics {
-        group: deme_merge::task_vector_statistics::unet_block(&name).to_string(),
+        group: deme_merge::ParameterGroups::Parts.of(&name).to_string(),
         elements: 1152,
         experts: (0..experts)
             .map(|expert| {

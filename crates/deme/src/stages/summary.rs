@@ -5,13 +5,14 @@ use std::path::Path;
 use deme_decouple::LossLog;
 use deme_eval::Measurement;
 use deme_merge::SearchConfig;
+use deme_merge::weight_search::{Decision, DecisionKind, ReferenceKind};
 use serde_json::{Value, json};
 
 use crate::diagnostics::Problem;
 use crate::recipe::SearchObjective;
 use crate::report::{
-    DataSummary, EvaluationCounts, LossCurve, LossPoint, MetricValue, RangeLossRow, RangeLosses,
-    Report, Row, RowKind, SearchSummary, StageTiming, write_report,
+    DataSummary, DecisionRow, EvaluationCounts, LandscapePlane, LossCurve, LossPoint, MetricValue,
+    RangeLossRow, RangeLosses, Report, Row, RowKind, SearchSummary, StageTiming, write_report,
 };
 use crate::run_dir::{StageSlot, read_json, seed_for};
 
@@ -71,8 +72,8 @@ pub fn write(
         protocol,
         loss_curves: loss_curves(plan)?,
         search: search_summary(context, plan)?,
-        landscapes: Vec::new(),
-        task_vectors: None,
+        landscapes: landscapes(context, plan)?,
+        task_vectors: Some(read_json(&plan.task_vectors.folder().join("task_vectors.json"))?),
         reference_grid_png: Some(plan.data.folder().join("grid.png")),
         range_losses: Some(range_losses(context, plan)?),
         stages: plan
@@ -172,7 +173,7 @@ fn loss_curves(plan: &Plan) -> Result<Vec<LossCurve>, Problem> {
 
 fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSummary>, Problem> {
     let Some(search) = &plan.search else { return Ok(None) };
-    let merging::FoundWeights { search: found, .. } =
+    let merging::FoundWeights { search: found, weights, decisions, .. } =
         read_json(&search.folder().join("search.json"))?;
     let merge = &context.recipe.merge;
     let seed = seed_for(context.recipe.seed, "search");
@@ -203,8 +204,10 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
         evaluations: found.evaluations.len(),
         budget: usize::try_from(merge.search.size(plan.experts.len() * plan.num_groups))
             .unwrap_or(usize::MAX),
+        groups: weights.groups,
         best_weights: found.best_weights.clone(),
         best_value: found.best_value,
+        decisions: decisions.iter().map(decision_row).collect(),
         log: found.evaluations.iter().map(|e| (e.weights.clone(), e.value)).collect(),
         seconds: found
             .evaluations
@@ -215,6 +218,40 @@ fn search_summary(context: &Context<'_>, plan: &Plan) -> Result<Option<SearchSum
         references: found.references,
         scored_on,
     }))
+}
+
+fn decision_row(decision: &Decision) -> DecisionRow {
+    let name = match decision.kind {
+        DecisionKind::Candidate(rank) => format!("candidate {}", rank + 1),
+        DecisionKind::Reference(ReferenceKind::Uniform) => "uniform 1/N".to_owned(),
+        DecisionKind::Reference(ReferenceKind::Expert(expert)) => format!("expert {}", expert + 1),
+        DecisionKind::Reference(ReferenceKind::Pretrained) => "pretrained".to_owned(),
+    };
+    DecisionRow {
+        name,
+        weights: decision.weights.clone(),
+        proposed: decision.proposed_value,
+        decided: decision.value,
+    }
+}
+
+fn landscapes(context: &Context<'_>, plan: &Plan) -> Result<Vec<LandscapePlane>, Problem> {
+    let (Some((slot, config)), Some(section)) = (&plan.landscape, &context.recipe.merge.landscape)
+    else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![LandscapePlane {
+        objective: "held-out diffusion loss".to_owned(),
+        lower_is_better: true,
+        scored_on: format!(
+            "{} noisy images from {} search pictures, noise seed {}",
+            section.images,
+            context.split().search.len(),
+            seed_for(context.recipe.seed, "search")
+        ),
+        others: config.others.clone(),
+        landscape: read_json(&slot.folder().join("landscape.json"))?,
+    }])
 }
 
 fn range_losses(context: &Context<'_>, plan: &Plan) -> Result<RangeLosses, Problem> {

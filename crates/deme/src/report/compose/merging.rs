@@ -65,15 +65,30 @@ fn search_blocks(search: &SearchSummary) -> Vec<Block> {
     }
     let mut blocks = vec![Block::Paragraph(format!(
         "The weights come from a search (strategy: {}) with {measured}, scored by {} ({} is better) \
-         on {}. The best value was {}, at ({}). As the best of many it is a lucky draw in part; the \
+         on {}. The best value was {}{}. As the best of many it is a lucky draw in part; the \
          numbers under Results are the fair ones.",
         search.strategy,
         search.objective,
         if search.lower_is_better { "lower" } else { "higher" },
         search.scored_on,
         significant(search.best_value, 4),
-        weights(&search.best_weights)
+        match search.groups.len() {
+            1 => format!(", at ({})", weights(&search.best_weights)),
+            _ => String::new(),
+        }
     ))];
+    let grouped = search.groups.len() > 1;
+    if grouped {
+        blocks.push(Block::Table(group_table(search)));
+    }
+    if !search.decisions.is_empty() {
+        blocks.push(Block::Paragraph(
+            "Its best points, uniform weights and each expert alone were then drawn from, and the \
+             distance of the drawn images to the search's pictures decided."
+                .to_string(),
+        ));
+        blocks.push(Block::Table(decision_table(search)));
+    }
 
     if !search.references.is_empty() {
         blocks.push(Block::Table(reference_table(search)));
@@ -102,7 +117,9 @@ fn search_blocks(search: &SearchSummary) -> Vec<Block> {
              lies beyond the frame.",
         );
     }
-    if let Some(figure) = figures::heat_map("search-heat-map".to_string(), search) {
+    if grouped {
+        // Too many weights for a figure each.
+    } else if let Some(figure) = figures::heat_map("search-heat-map".to_string(), search) {
         drawn.push(CaptionedFigure { figure, caption: String::new() });
         remark.push_str(
             " In the map the stronger colour is the better value, and the outlined cell was \
@@ -131,6 +148,42 @@ fn search_blocks(search: &SearchSummary) -> Vec<Block> {
         blocks: vec![Block::Table(best_points(search))],
     });
     blocks
+}
+
+/// The best weights of each group of tensors.
+fn group_table(search: &SearchSummary) -> Table {
+    let experts = search.best_weights.len() / search.groups.len();
+    let mut columns = vec![Column::text("tensors")];
+    columns.extend((1..=experts).map(|expert| Column::number(format!("expert {expert}"))));
+    let of_groups = search.groups.iter().zip(search.best_weights.chunks(experts));
+    let rows = of_groups.map(|(group, of_group)| {
+        let cells = of_group.iter().map(|weight| Cell::new(weights(&[*weight])));
+        std::iter::once(Cell::new(group)).chain(cells).collect()
+    });
+    Table { rows: rows.collect(), columns }
+}
+
+/// What the second number decided between.
+fn decision_table(search: &SearchSummary) -> Table {
+    let best = search.decisions.iter().map(|row| row.decided).fold(f64::INFINITY, f64::min);
+    let rows = search.decisions.iter().map(|row| {
+        let tone = if row.decided == best { Tone::Best } else { Tone::Plain };
+        vec![
+            Cell::new(&row.name),
+            Cell::new(weights(&row.weights)),
+            Cell::new(significant(row.proposed, 5)),
+            Cell::new(significant(row.decided, 4)).tone(tone),
+        ]
+    });
+    Table {
+        rows: rows.collect(),
+        columns: vec![
+            Column::text("point"),
+            Column::text("weights"),
+            Column::number(&search.objective),
+            Column::number("distance"),
+        ],
+    }
 }
 
 /// The best point found beside those to compare with.
