@@ -19,6 +19,10 @@ const BLOCK_ENTRIES: usize = 1 << 15;
 /// Bytes after which pages are given back: often enough to matter, seldom enough to cost nothing.
 const BYTES_IN_MEMORY: usize = 16 << 20;
 
+/// Bytes before and behind what is read that the system may bring in with it.
+#[cfg(unix)]
+const NEIGHBOURHOOD: usize = 2 << 20;
+
 /// The models of one merge.
 #[derive(Clone, Copy, Debug)]
 pub struct MergeInputs<'a> {
@@ -198,6 +202,8 @@ impl MappedFile {
         #[cfg(unix)]
         if start < end {
             use memmap2::UncheckedAdvice::DontNeed;
+            let start = start.saturating_sub(NEIGHBOURHOOD);
+            let end = end.saturating_add(NEIGHBOURHOOD).min(self.file.len());
             // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
             let _ = unsafe { self.file.unchecked_advise_range(DontNeed, start, end - start) };
         }
