@@ -19,6 +19,10 @@ const BLOCK_ENTRIES: usize = 1 << 15;
 /// Bytes after which pages are given back: often enough to matter, seldom enough to cost nothing.
 const BYTES_IN_MEMORY: usize = 16 << 20;
 
+/// Bytes before and behind what is read that the system may bring in with it.
+#[cfg(unix)]
+const NEIGHBOURHOOD: usize = 2 << 20;
+
 /// The models of one merge.
 #[derive(Clone, Copy, Debug)]
 pub struct MergeInputs<'a> {
@@ -76,8 +80,7 @@ impl<'a> TensorSet<'a> {
             }
             let (experts, statistics) = values[1..].split_at(self.experts.len());
             visit(&Block { entries: entries.clone(), theta: values[0], experts, statistics })?;
-            let bytes = models.iter().map(|stored| stored.byte_block(entries.clone()).len());
-            self.files.count(bytes.sum());
+            models.iter().for_each(|stored| self.files.note_read(stored, entries.clone()));
         }
         Ok(())
     }
@@ -148,8 +151,15 @@ impl<'a> MergeInputs<'a> {
 /// The files that all tensors of a merge lie in. The pages of a mapped file count as this process's memory
 /// from when they are read; they are given back every few megabytes.
 pub(crate) struct MappedFiles {
-    files: Vec<Arc<Mmap>>,
+    files: Vec<MappedFile>,
     bytes_read: AtomicUsize,
+}
+
+/// A file, and between which bytes it was read since pages were last given back.
+struct MappedFile {
+    file: Arc<Mmap>,
+    start: AtomicUsize,
+    end: AtomicUsize,
 }
 
 impl MappedFiles {
@@ -158,27 +168,46 @@ impl MappedFiles {
         let tensors = models.chain(inputs.statistics).flat_map(StateDict::iter);
         // By address: which comes first is of no matter.
         let by_address: BTreeMap<*const Mmap, &Arc<Mmap>> = tensors
-            .filter_map(|(_, stored)| stored.file().map(|file| (Arc::as_ptr(file), file)))
+            .filter_map(|(_, stored)| stored.place(0..0).map(|(file, _)| (Arc::as_ptr(file), file)))
             .collect();
-        let files = by_address.into_values().map(Arc::clone).collect();
+        let unread = |file: &Arc<Mmap>| MappedFile {
+            file: Arc::clone(file),
+            start: AtomicUsize::new(usize::MAX),
+            end: AtomicUsize::new(0),
+        };
+        let files = by_address.into_values().map(unread).collect();
         Self { files, bytes_read: AtomicUsize::new(0) }
     }
 
-    /// Counts bytes that were read, and gives back all pages when there are enough. Those that are still in
-    /// use come back by themselves.
-    pub(crate) fn count(&self, bytes: usize) {
-        let before = self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
-        if before / BYTES_IN_MEMORY != (before + bytes) / BYTES_IN_MEMORY {
-            self.files.iter().for_each(|file| release(file));
+    /// Notes that some entries of a tensor were read, and gives back pages when there are enough. Those that
+    /// are still in use come back by themselves.
+    pub(crate) fn note_read(&self, stored: &StoredTensor, entries: Range<usize>) {
+        let Some((file, bytes)) = stored.place(entries) else { return };
+        let read = self.files.iter().find(|read| Arc::ptr_eq(&read.file, file));
+        let read = read.expect("the files are those of all tensors");
+        read.start.fetch_min(bytes.start, Ordering::Relaxed);
+        read.end.fetch_max(bytes.end, Ordering::Relaxed);
+        let before = self.bytes_read.fetch_add(bytes.len(), Ordering::Relaxed);
+        if before / BYTES_IN_MEMORY != (before + bytes.len()) / BYTES_IN_MEMORY {
+            self.files.iter().for_each(MappedFile::release);
         }
     }
 }
 
-fn release(file: &Mmap) {
-    // Advice that is not taken costs memory, never a result.
-    // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
-    #[cfg(unix)]
-    let _ = unsafe { file.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-    #[cfg(not(unix))]
-    let _ = file;
+impl MappedFile {
+    fn release(&self) {
+        let start = self.start.swap(usize::MAX, Ordering::Relaxed);
+        let end = self.end.swap(0, Ordering::Relaxed);
+        // Advice that is not taken costs memory, never a result.
+        #[cfg(unix)]
+        if start < end {
+            use memmap2::UncheckedAdvice::DontNeed;
+            let start = start.saturating_sub(NEIGHBOURHOOD);
+            let end = end.saturating_add(NEIGHBOURHOOD).min(self.file.len());
+            // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
+            let _ = unsafe { self.file.unchecked_advise_range(DontNeed, start, end - start) };
+        }
+        #[cfg(not(unix))]
+        let _ = (start, end);
+    }
 }

@@ -54,7 +54,7 @@ pub(crate) fn merge_layer(
             },
         );
         hashes.push(tensor_hash(name, stored));
-        tensor.files.count(stored.bytes().len());
+        tensor.files.note_read(stored, 0..stored.numel());
     }
     if !cholesky(&mut sum, d_in) {
         return Err(MergeError::NotGram { name: name.to_owned() });

@@ -23,9 +23,15 @@ struct Place(tempfile::TempDir);
 impl Place {
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
-        for (name, value) in [("base", 0.0), ("a", 1.0), ("b", 3.0), ("fisher", 2.0)] {
+        for (name, value) in [("base", 0.0), ("a", 1.0), ("b", 3.0)] {
             model(value).save(&place.path(&format!("{name}.safetensors"))).unwrap();
         }
+        let like = model(2.0);
+        let fisher = like.iter().map(|(name, stored)| {
+            let squares = stored.to_f32().unwrap().into_iter().map(|x| x * x).collect();
+            (name.to_owned(), StoredTensor::from_f32(stored.shape().to_vec(), squares))
+        });
+        fisher.collect::<StateDict>().save(&place.path("fisher.safetensors")).unwrap();
         let gram = StoredTensor::from_f32(vec![2, 2], vec![2.0, 1.0, 1.0, 2.0]);
         let grams: StateDict = [("mid_block.fc.weight".to_string(), gram)].into_iter().collect();
         grams.save(&place.path("gram.safetensors")).unwrap();

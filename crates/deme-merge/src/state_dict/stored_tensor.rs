@@ -140,10 +140,13 @@ impl StoredTensor {
         &self.bytes()[entries.start * item..entries.end * item]
     }
 
-    /// The mapped file that the tensor lies in, when it does.
-    pub(crate) fn file(&self) -> Option<&Arc<Mmap>> {
+    /// The mapped file that the tensor lies in, when it does, and the bytes there of some entries.
+    pub(crate) fn place(&self, entries: Range<usize>) -> Option<(&Arc<Mmap>, Range<usize>)> {
+        let item = self.dtype.bitsize() / 8;
         match &self.bytes {
-            Bytes::Mapped { file, .. } => Some(file),
+            Bytes::Mapped { file, range } => {
+                Some((file, range.start + entries.start * item..range.start + entries.end * item))
+            }
             Bytes::Owned(_) => None,
         }
     }
