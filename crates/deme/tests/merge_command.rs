@@ -109,7 +109,7 @@ fn every_method_does_what_the_library_does() {
 #[test]
 fn parameters_that_do_not_belong_are_refused_with_the_method_that_has_them() {
     let place = Place::new();
-    let mut refused = |arguments: &[&str], words: &[&str]| {
+    let refused = |arguments: &[&str], words: &[&str]| {
         let said = fail_with(&mut place.merge(arguments), 2);
         words.iter().for_each(|word| assert!(said.contains(word), "no {word:?} in: {said}"));
         assert!(!place.path("out.safetensors").exists());
