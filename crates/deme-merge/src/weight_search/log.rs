@@ -131,10 +131,9 @@ fn misfit(evaluation: &Evaluation, config: &SearchConfig, num_weights: usize) ->
         Some(format!("{weights} weights, expected {num_weights}"))
     } else if derivatives != expected {
         Some(format!("{derivatives} derivatives, expected {expected}"))
-    } else if let Some(seconds) = evaluation.seconds.filter(|&seconds| seconds < 0.0) {
-        Some(format!("{seconds} seconds, expected 0 or more"))
     } else {
-        None
+        let impossible = evaluation.seconds.filter(|&seconds| seconds < 0.0);
+        impossible.map(|seconds| format!("{seconds} seconds, expected 0 or more"))
     }
 }
 
