@@ -219,7 +219,8 @@ pub(super) fn best_so_far(name: String, search: &SearchSummary, effort: Effort) 
         y: progress_scale(search),
     };
     let alt = format!(
-        "the search's best value so far against the {title}: from {} to {}",
+        "the search's best value so far over its {}: from {} to {}",
+        if effort == Effort::Time { title } else { "evaluations" },
         significant(search.log[0].1, 4),
         significant(best, 4)
     );

@@ -308,6 +308,9 @@ fn distinct_labels(values: &[f64]) -> Vec<String> {
     (3..7).map(with).find(|labels| all_differ(labels)).unwrap_or_else(|| with(7))
 }
 
+/// About how wide a letter of a name is.
+const LETTER: f64 = 6.8;
+
 /// A box on the drawing: left, top, right, bottom.
 type Area = [f64; 4];
 
@@ -328,7 +331,7 @@ fn draw_landmarks(figure: &mut Figure, axes: &Axes, landmarks: &[&Landmark]) {
     }
     let frame = [axes.left, axes.top, axes.right(), axes.bottom()];
     for (landmark, (x, y)) in landmarks.iter().zip(&places) {
-        let width = landmark.label.chars().count() as f64 * 6.2;
+        let width = landmark.label.chars().count() as f64 * LETTER;
         let middle = x - width / 2.0;
         let spots = [
             (x + 8.0, y + 3.5),
@@ -506,7 +509,7 @@ mod tests {
                 let x: f64 = parts.next().unwrap().parse().unwrap();
                 let y: f64 = parts.nth(1).unwrap().parse().unwrap();
                 let name = parts.nth(1).unwrap();
-                [x, y - 10.0, x + name.chars().count() as f64 * 6.2, y + 3.0]
+                [x, y - 10.0, x + name.chars().count() as f64 * LETTER, y + 3.0]
             })
             .collect();
         assert_eq!(areas.len(), 4);

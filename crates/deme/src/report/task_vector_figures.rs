@@ -38,8 +38,8 @@ pub(super) fn box_plots(
     statistics: &TaskVectorStatistics,
     labels: &[String],
 ) -> Option<Figure> {
-    const STRIP: f64 = 74.0;
-    const GAP: f64 = 9.0;
+    const STRIP: f64 = 62.0;
+    const GAP: f64 = 20.0;
     let layers = layers(statistics);
     if layers.is_empty() {
         return None;
@@ -49,7 +49,7 @@ pub(super) fn box_plots(
     let reach = quantile(&ends, 0.98);
     // All zero: an axis all the same.
     let reach = if reach > 0.0 { reach * 1.05 } else { 1.0 };
-    let (left, top, width) = (62.0, 22.0, 490.0);
+    let (left, top, width) = (62.0, 36.0, 490.0);
     let height = labels.len() as f64 * (STRIP + GAP);
     let alt = format!(
         "box plots of {} layers of {} task vectors, between {} and {}",
@@ -58,7 +58,7 @@ pub(super) fn box_plots(
         super::number_format::significant(-reach, 2),
         super::number_format::significant(reach, 2)
     );
-    let mut figure = Figure::new(name, alt, left + width + 8.0, top + height + 18.0);
+    let mut figure = Figure::new(name, alt, left + width + 8.0, top + height + 7.0);
     let slot = width / layers.len() as f64;
     let x_of = |place: f64| left + place * slot;
 
@@ -71,7 +71,7 @@ pub(super) fn box_plots(
             x: Scale::linear(0.0, layers.len() as f64),
             y: Scale::linear(-reach, reach),
         };
-        for (value, label) in axes.y.ticks(2) {
+        for (value, label) in axes.y.ticks(4) {
             let y = axes.y_at(value);
             figure.line((left, y), (axes.right(), y), "rule");
             figure.text(left - 6.0, y + 3.5, "tick end", &label);
@@ -92,7 +92,7 @@ pub(super) fn box_plots(
         figure.paths(&whiskers, "whisker", 0.0);
         figure.paths(&boxes, "box", 1.0);
         figure.paths(&medians, "median", 0.0);
-        figure.text_on_map(left + 4.0, axes.top + 9.0, "start strong", label);
+        figure.text_on_map(left + 4.0, axes.top - 4.0, "start strong", label);
     }
 
     let mut first = 0;
@@ -100,17 +100,17 @@ pub(super) fn box_plots(
         let group = &layers[first].group;
         let count = layers[first..].iter().take_while(|tensor| tensor.group == *group).count();
         let (from, to) = (x_of(first as f64), x_of((first + count) as f64));
-        figure.line((from, top - 14.0), (from, top + height - GAP), "axis");
+        figure.line((from, 2.0), (from, top + height - GAP), "axis");
         // A narrow last group has its name left of the edge.
         let (x, class) = match first + count == layers.len() && to - from < 30.0 {
             true => (to, "name end"),
             false => ((from + to) / 2.0, "name middle"),
         };
-        figure.text(x, top - 6.0, class, group);
+        figure.text(x, 12.0, class, group);
         first += count;
     }
     let title = "weights of convolutions and linear layers, by name within each part";
-    figure.text(left + width / 2.0, top + height + 11.0, "tick middle", title);
+    figure.text(left + width / 2.0, top + height, "tick middle", title);
     Some(figure)
 }
 
@@ -120,7 +120,7 @@ pub(super) fn cosine_matrix(name: String, title: &str, similarity: &Similarity) 
     if experts < 2 {
         return None;
     }
-    let side = (240.0 / experts as f64).clamp(34.0, 52.0);
+    let side = (240.0 / experts as f64).clamp(40.0, 52.0);
     let (left, top) = (58.0, 42.0);
     let size = side * experts as f64;
     let alt = format!("cosines between the task vectors of {experts} experts ({title})");
@@ -185,12 +185,13 @@ mod tests {
             let counts: Vec<usize> = paths(&figure, class).iter().map(Vec::len).collect();
             assert_eq!(counts, [38; 3], "{class}");
         }
+        assert_eq!(figure.matches(">−0.01</text>").count(), 3, "each axis has numbers: {figure}");
         let shown = layers(&statistics);
         let experts = shown.iter().flat_map(|layer| &layer.experts);
         let ends: Vec<f64> = experts.map(|d| d.quantile_95.abs().max(d.quantile_5.abs())).collect();
         let reach = quantile(&ends, 0.98) * 1.05;
-        // The third strip's axis has its zero at 22 + 2 * 83 + 37.
-        let y = |value: f64| 225.0 - value / reach * 37.0;
+        // The third strip's axis has its zero at 36 + 2 * 82 + 31.
+        let y = |value: f64| 231.0 - value / reach * 31.0;
         let d = &shown[5].experts[2];
         let numbers: Vec<f64> = paths(&figure, "box")[2][5]
             .split(['L', ' '])

@@ -32,7 +32,7 @@ fn blocks(report: &Report, found: &TaskVectorStatistics) -> Vec<Block> {
         cosine_matrix("task-vector-cosines".to_string(), "whole task vectors", &found.whole);
     if let Some(figure) = whole {
         let mut caption = "Cosines of the angles between task vectors: 1 is the same direction, 0 \
-                           none in common, negative ones pull against each other."
+                           nothing in common; negative ones pull against each other."
             .to_string();
         if found.whole.cosines.iter().flatten().any(Option::is_none) {
             caption.push_str(" A dash: a task vector of length 0 has no direction.");
