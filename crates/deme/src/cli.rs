@@ -175,9 +175,9 @@ pub struct MergeArguments {
     /// regmean: the factor of entries off the diagonal [default: 0.9]
     #[arg(long)]
     pub alpha: Option<f64>,
-    /// Folders: the largest weight file, as in 10GB, 500MB or 2GiB; larger weights are split
-    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
-    pub max_shard_size: u64,
+    /// Folders: the largest weight file, as in 10GB, 500MB or 2GiB; larger weights are split [default: 10GB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_shard_size: Option<u64>,
     /// Print the methods with their formulas, parameters and papers, and stop
     #[arg(long)]
     pub list_methods: bool,

@@ -132,6 +132,7 @@ fn parameters_that_do_not_belong_are_refused_with_the_method_that_has_them() {
     refused(&["--method", "fisher"], &["0 --fisher files for 2 experts"]);
     refused(&["--method", "dare", "--drop", "1"], &["drop is 1", "less than 1"]);
     refused(&["--group-weights", "no.toml"], &["no.toml"]);
+    refused(&["--max-shard-size", "1GB"], &["only folders", "--max-shard-size"]);
     std::fs::write(place.path("bad.toml"), "down = 3").unwrap();
     refused(&["--group-weights", "bad.toml"], &["bad.toml", "no table of group weights"]);
 }

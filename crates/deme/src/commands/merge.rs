@@ -10,6 +10,9 @@ use deme_merge::{METHODS, MergeInputs, MergeMethod, MethodRow, StateDict};
 use crate::cli::MergeArguments;
 use crate::diagnostics::{Problem, nearest};
 
+/// Diffusers' default for the largest weight file, in bytes.
+const MAX_SHARD_SIZE: u64 = 10_000_000_000;
+
 /// Merges files of tensors, or diffusers folders.
 pub fn run(arguments: &MergeArguments) -> Result<(), Problem> {
     let MergeArguments { base: Some(base), experts, out: Some(out), list_methods: false, .. } =
@@ -24,6 +27,12 @@ pub fn run(arguments: &MergeArguments) -> Result<(), Problem> {
             help: "choose another --out, or remove it first".into(),
         });
     }
+    if arguments.max_shard_size.is_some() && !base.is_dir() {
+        return Err(Problem::Usage {
+            message: "only folders are split into shards, and the base is a file".into(),
+            help: "leave --max-shard-size out, or give a diffusers folder as --base".into(),
+        });
+    }
     let statistics = [&arguments.fisher[..], &arguments.gram[..]].concat();
     let statistics = load_all(&statistics, |path| Ok(StateDict::load(path)?))?;
     if base.is_dir() {
@@ -33,7 +42,8 @@ pub fn run(arguments: &MergeArguments) -> Result<(), Problem> {
         let inputs =
             MergeInputs { theta_pre: &theta_pre, experts: &experts, statistics: &statistics };
         let part = pipeline.unet_folder();
-        inputs.merge_to_model_folder(&method, base, part, out, arguments.max_shard_size)?;
+        let max_shard_bytes = arguments.max_shard_size.unwrap_or(MAX_SHARD_SIZE);
+        inputs.merge_to_model_folder(&method, base, part, out, max_shard_bytes)?;
     } else {
         let theta_pre = StateDict::load(base)?;
         let experts = load_all(experts, |path| Ok(StateDict::load(path)?))?;
