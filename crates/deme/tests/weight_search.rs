@@ -126,6 +126,8 @@ fn a_run_stops_behind_the_stage_that_is_named() {
     let names = std::fs::read_dir(out.join("stages")).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(!names.into_iter().any(|name| name.starts_with("expert-")));
-    let said = fail_with(run_tiny(&recipe, &out, &[]).args(["--until", "serch"]), 2);
+    let nowhere = folder.path().join("nowhere");
+    let said = fail_with(run_tiny(&recipe, &nowhere, &[]).args(["--until", "serch"]), 2);
+    assert!(!nowhere.exists());
     assert!(said.contains("--until serch") && said.contains("did you mean `search`?"), "{said}");
 }

@@ -23,10 +23,13 @@ pub fn run(arguments: &RunArguments) -> Result<(), Problem> {
         let plan = Plan::new(&context, &root)?;
         return super::print(&describe(&recipe, &plan, &root));
     }
+    let until = arguments.until.as_deref();
+    if until.is_some() {
+        // Before there is a folder.
+        check_stage(&Plan::new(&context, &root)?, until)?;
+    }
     let run = RunDir::open(&root)?;
     let plan = Plan::new(&context, run.root())?;
-    let until = arguments.until.as_deref();
-    check_stage(&plan, until)?;
     write_bytes(&root.join("recipe.toml"), recipe.to_toml().as_bytes())?;
     let outcome = stages::run(&context, &plan, run.root(), until)?;
     if voice == Voice::Normal && until.is_none() {
