@@ -2,9 +2,10 @@
 
 use crate::{EvalError, FeatureAccumulator, FeatureStats};
 use deme_clip::Clip;
+use deme_data::{Interpolation, Picture, prepare_square};
 
 /// Turns pictures into feature vectors, each picture by itself.
-pub trait FeatureExtractor {
+pub trait FeatureExtractor: Sync {
     /// Name for protocols and metrics, such as `tiny_clip`.
     fn name(&self) -> &str;
 
@@ -17,8 +18,11 @@ pub trait FeatureExtractor {
     /// Channels, height and width of the pictures it takes.
     fn image_shape(&self) -> [usize; 3];
 
-    /// What the extractor itself does to bring pictures to that size.
+    /// How [`FeatureExtractor::prepare`] brings pictures to that size, in words for a protocol.
     fn resizing(&self) -> &str;
+
+    /// A picture of any size as [`FeatureExtractor::features`] takes it: CHW in [0, 1].
+    fn prepare(&self, picture: &Picture) -> Vec<f32>;
 
     /// One feature per picture. Pictures are CHW in [0, 1].
     ///
@@ -117,7 +121,12 @@ impl FeatureExtractor for ClipExtractor {
     }
 
     fn resizing(&self) -> &str {
-        "none inside the extractor"
+        "shorter side to the extractor's size by antialiased bicubic, centre crop"
+    }
+
+    fn prepare(&self, picture: &Picture) -> Vec<f32> {
+        let side = self.clip.image_size() as u32;
+        image_unit(&prepare_square(picture, side, Interpolation::Bicubic))
     }
 
     fn features(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, EvalError> {
@@ -126,4 +135,10 @@ impl FeatureExtractor for ClipExtractor {
             ImageFeatures::Projected => self.clip.image_embeds(images_unit)?,
         })
     }
+}
+
+/// A picture as CHW values in [0, 1]: torchvision's `ToTensor`.
+pub(crate) fn image_unit(picture: &Picture) -> Vec<f32> {
+    let channel = |c: usize| picture.pixels.iter().skip(c).step_by(3);
+    (0..3).flat_map(|c| channel(c).map(|&byte| f32::from(byte) / 255.0)).collect()
 }

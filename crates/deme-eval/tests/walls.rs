@@ -11,7 +11,7 @@ fn read(path: &str) -> String {
 fn no_diffusion_model_is_known_here() {
     let manifest = read("Cargo.toml");
     assert!(manifest.contains("deme-clip"));
-    for room in ["deme-diffusion", "deme-decouple", "deme-data"] {
+    for room in ["deme-diffusion", "deme-decouple"] {
         assert!(!manifest.contains(room), "{room}");
     }
 }
