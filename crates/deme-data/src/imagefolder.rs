@@ -37,25 +37,33 @@ impl Imagefolder {
         folder: &Path,
         caption_field: &str,
     ) -> Result<(Self, Vec<Example>), DataError> {
-        require_folder(folder, WHAT)?;
-        let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
-        let mut names = BTreeSet::new();
-        find_pictures(&root, &root, &mut names)?;
-        if names.is_empty() {
-            return Err(DataError::NoPictures { path: folder.to_path_buf() });
-        }
+        let (root, names) = find(folder, ReadAs::DataSet)?;
         let metadata = folder.join(METADATA);
-        let mut captions = if metadata.is_file() {
+        let captions = if metadata.is_file() {
             read_captions(&metadata, &root, &names, caption_field)?
         } else {
             BTreeMap::new()
         };
+        Ok(Self::of(&root, names, captions))
+    }
+
+    /// The pictures alone: caption files of any kind are not looked at.
+    pub(crate) fn open_pictures(folder: &Path) -> Result<(Self, Vec<Example>), DataError> {
+        let (root, names) = find(folder, ReadAs::Pictures)?;
+        Ok(Self::of(&root, names, BTreeMap::new()))
+    }
+
+    fn of(
+        root: &Path,
+        names: BTreeSet<String>,
+        mut captions: BTreeMap<String, String>,
+    ) -> (Self, Vec<Example>) {
         let paths = names.iter().map(|name| root.join(name)).collect();
         let examples = names
             .into_iter()
             .map(|name| Example { caption: captions.remove(&name), name })
             .collect();
-        Ok((Self { paths }, examples))
+        (Self { paths }, examples)
     }
 
     pub(crate) fn read(&self, indices: Range<usize>) -> Vec<StoredPicture> {
@@ -82,10 +90,32 @@ pub(crate) fn require_folder(path: &Path, expected: &'static str) -> Result<(), 
     }
 }
 
-/// Adds the relative paths, joined by `/`, of all pictures below `folder`.
+/// What a folder is read as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadAs {
+    /// A data set: caption files that cannot be read are refused, and so are links that leave it.
+    DataSet,
+    /// Pictures, wherever they lie, and nothing else.
+    Pictures,
+}
+
+/// The folder without links, and the relative paths, joined by `/`, of all pictures in it.
+fn find(folder: &Path, read_as: ReadAs) -> Result<(PathBuf, BTreeSet<String>), DataError> {
+    require_folder(folder, WHAT)?;
+    let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
+    let mut names = BTreeSet::new();
+    find_pictures(&root, &root, read_as, &mut names)?;
+    if names.is_empty() {
+        return Err(DataError::NoPictures { path: folder.to_path_buf() });
+    }
+    Ok((root, names))
+}
+
+/// Adds the relative paths of all pictures below `folder`.
 fn find_pictures(
     root: &Path,
     folder: &Path,
+    read_as: ReadAs,
     names: &mut BTreeSet<String>,
 ) -> Result<(), DataError> {
     for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
@@ -97,11 +127,12 @@ fn find_pictures(
         }
         let file_type = entry.file_type().map_err(io_error("read", &path))?;
         if file_type.is_dir() {
-            find_pictures(root, &path, names)?;
+            find_pictures(root, &path, read_as, names)?;
             continue;
         }
         let is_misplaced_metadata = file_name == METADATA && folder != root;
-        if is_misplaced_metadata || OTHER_METADATA.iter().any(|other| file_name == *other) {
+        let is_other_metadata = OTHER_METADATA.iter().any(|other| file_name == *other);
+        if read_as == ReadAs::DataSet && (is_misplaced_metadata || is_other_metadata) {
             return Err(DataError::UnsupportedMetadata { path });
         }
         let can_be_read = file_type.is_file() || file_type.is_symlink();
@@ -114,7 +145,7 @@ fn find_pictures(
             if target.is_dir() {
                 continue;
             }
-            if !target.starts_with(root) {
+            if read_as == ReadAs::DataSet && !target.starts_with(root) {
                 return Err(DataError::OutsideFolder {
                     named_by: "a symbolic link".to_owned(),
                     file_name: name,

@@ -13,7 +13,7 @@ use deme_merge::{StateDict, StateDictError, write_atomically};
 use deme_nn::{Init, LoadError};
 use serde_json::json;
 
-use crate::hub::{Hub, HubError, HubModel};
+use crate::hub::{Hub, HubError, HubModel, ModelKind};
 use crate::scheduler_config::{SchedulerConfig, SchedulerConfigError};
 use crate::unet::{ProjectionPlacement, UNet2DConfig, UNet2DModel, UNetConfigError};
 
@@ -41,7 +41,7 @@ pub struct LoadedModel {
 /// # Errors
 /// [`CheckpointError`]; weights that do not fit the config are listed in full.
 pub fn load_pipeline(source: &str, device: &Device) -> Result<LoadedModel, CheckpointError> {
-    let files = PipelineFolder::open(&resolve(source)?)?;
+    let files = PipelineFolder::open(&resolve(source, ModelKind::Diffusion)?)?;
     Ok(LoadedModel {
         unet: files.unet(device)?,
         scheduler: files.scheduler()?,
@@ -54,9 +54,9 @@ pub fn load_pipeline(source: &str, device: &Device) -> Result<LoadedModel, Check
 ///
 /// # Errors
 /// [`CheckpointError::Hub`]. A local path is not looked at.
-pub fn resolve(source: &str) -> Result<PathBuf, CheckpointError> {
+pub fn resolve(source: &str, kind: ModelKind) -> Result<PathBuf, CheckpointError> {
     match HubModel::parse(source) {
-        Some(model) => Ok(Hub::from_env().folder_of(&model?)?),
+        Some(model) => Ok(Hub::from_env().folder_of(&model?, kind)?),
         None => Ok(PathBuf::from(source)),
     }
 }

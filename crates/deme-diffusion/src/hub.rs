@@ -46,6 +46,15 @@ impl HubModel {
     }
 }
 
+/// Which files of a repository are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// A diffusion model: a UNet in diffusers' format, alone or in its pipeline.
+    Diffusion,
+    /// A network that looks at pictures or texts, in transformers' or open_clip's format: CLIP, DINOv2.
+    Encoder,
+}
+
 /// The hub: a cache folder and, unless offline, the network.
 #[derive(Debug, Clone)]
 pub struct Hub {
@@ -81,32 +90,32 @@ impl Hub {
     ///
     /// # Errors
     /// [`HubError::NotCached`] offline; [`HubError::Request`] when the network or the repository fails;
-    /// [`HubError::NoModel`] when the repository has no model we can read.
-    pub fn folder_of(&self, model: &HubModel) -> Result<PathBuf, HubError> {
-        if let Some(folder) = self.cached(model) {
+    /// [`HubError::NoModel`] when the repository has no model of that kind.
+    pub fn folder_of(&self, model: &HubModel, kind: ModelKind) -> Result<PathBuf, HubError> {
+        if let Some(folder) = self.cached(model, kind) {
             return Ok(folder);
         }
         if self.offline {
             let (repo, revision) = (model.repo.clone(), model.revision.clone());
             return Err(HubError::NotCached { repo, revision, cache: self.cache.path().clone() });
         }
-        self.download(model)
+        self.download(model, kind)
     }
 
     /// The snapshot in the cache, if it is complete.
-    fn cached(&self, model: &HubModel) -> Option<PathBuf> {
+    fn cached(&self, model: &HubModel, kind: ModelKind) -> Option<PathBuf> {
         let repo = self.cache.path().join(repo_of(model, &model.revision).folder_name());
         let commit = fs::read_to_string(repo.join("refs").join(&model.revision));
         let commit = commit.unwrap_or_else(|_| model.revision.clone());
         let folder = repo.join("snapshots").join(commit.trim());
-        let files = ModelFiles::among(&files_in(&folder))?;
+        let files = ModelFiles::among(&files_in(&folder), kind)?;
         let complete = files
             .shards(&folder)
             .is_some_and(|shards| shards.iter().all(|shard| folder.join(shard).is_file()));
         complete.then_some(folder)
     }
 
-    fn download(&self, model: &HubModel) -> Result<PathBuf, HubError> {
+    fn download(&self, model: &HubModel, kind: ModelKind) -> Result<PathBuf, HubError> {
         let failed = |source| HubError::Request {
             repo: model.repo.clone(),
             revision: model.revision.clone(),
@@ -115,9 +124,12 @@ impl Hub {
         let api = self.api().map_err(failed)?;
         let info = api.repo(repo_of(model, &model.revision)).info().map_err(failed)?;
         let listed = info.siblings.into_iter().map(|file| file.rfilename).collect();
-        let no_model =
-            || HubError::NoModel { repo: model.repo.clone(), revision: model.revision.clone() };
-        let files = ModelFiles::among(&listed).ok_or_else(no_model)?;
+        let no_model = || HubError::NoModel {
+            repo: model.repo.clone(),
+            revision: model.revision.clone(),
+            expected: kind.expected(),
+        };
+        let files = ModelFiles::among(&listed, kind).ok_or_else(no_model)?;
 
         // All files of one commit, whatever happens to the branch meanwhile.
         let at_commit = api.repo(repo_of(model, &info.sha));
@@ -156,30 +168,68 @@ struct ModelFiles {
     weights: String,
 }
 
-/// Weights by preference, as diffusers prefers them.
-const WEIGHTS: [&str; 4] = [
+/// A UNet's weights by preference, as diffusers prefers them.
+const DIFFUSION_WEIGHTS: [&str; 4] = [
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
 ];
 
+/// An encoder's weights by preference; open_clip's last, as a repository may hold both.
+const ENCODER_WEIGHTS: [&str; 6] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+];
+
+impl ModelKind {
+    /// The files that must be there, for an error.
+    fn expected(self) -> String {
+        let (configs, weights) = match self {
+            Self::Diffusion => ("unet/config.json or config.json", &DIFFUSION_WEIGHTS[..]),
+            Self::Encoder => ("config.json or open_clip_config.json", &ENCODER_WEIGHTS[..]),
+        };
+        format!("there must be {configs}, with {} beside it", weights.join(" or "))
+    }
+}
+
 impl ModelFiles {
-    /// Chooses among a listing; `None` without a UNet's config and weights.
-    fn among(listing: &BTreeSet<String>) -> Option<Self> {
-        let unet = ["unet/", ""]
-            .into_iter()
-            .find(|folder| listing.contains(&format!("{folder}config.json")))?;
-        let weights = WEIGHTS
-            .iter()
-            .map(|name| format!("{unet}{name}"))
-            .find(|path| listing.contains(path))?;
-        let unet_config = format!("{unet}config.json");
-        let optional =
-            ["model_index.json", "scheduler/scheduler_config.json", "scheduler_config.json"];
-        let optional =
-            optional.into_iter().filter(|path| listing.contains(*path)).map(str::to_owned);
-        Some(Self { configs: optional.chain([unet_config]).collect(), weights })
+    /// Chooses among a listing; `None` without a config and weights.
+    fn among(listing: &BTreeSet<String>, kind: ModelKind) -> Option<Self> {
+        let (mut configs, weights, optional) = match kind {
+            ModelKind::Diffusion => {
+                let unet = ["unet/", ""]
+                    .into_iter()
+                    .find(|folder| listing.contains(&format!("{folder}config.json")))?;
+                let optional = [
+                    "model_index.json",
+                    "scheduler/scheduler_config.json",
+                    "scheduler_config.json",
+                ];
+                let weights = DIFFUSION_WEIGHTS.map(|name| format!("{unet}{name}")).to_vec();
+                (vec![format!("{unet}config.json")], weights, optional.to_vec())
+            }
+            ModelKind::Encoder => {
+                let config = ["config.json", "open_clip_config.json"];
+                let config = config.into_iter().find(|name| listing.contains(*name))?;
+                let optional = vec![
+                    "open_clip_config.json",
+                    "preprocessor_config.json",
+                    "tokenizer.json",
+                    "vocab.json",
+                    "merges.txt",
+                ];
+                (vec![config.to_owned()], ENCODER_WEIGHTS.map(str::to_owned).to_vec(), optional)
+            }
+        };
+        let weights = weights.into_iter().find(|path| listing.contains(path))?;
+        let optional = optional.into_iter().filter(|path| listing.contains(*path));
+        configs.extend(optional.map(str::to_owned));
+        Some(Self { configs, weights })
     }
 
     /// The shards that an index names, or none for a single file; `None` for an unreadable index.
@@ -253,17 +303,15 @@ pub enum HubError {
         /// What hf-hub found.
         source: Box<ApiError>,
     },
-    /// A repository without a UNet.
-    #[error(
-        "{repo} (revision {revision}) holds no UNet in diffusers' format: there must be unet/config.json or \
-         config.json, with {} beside it",
-        WEIGHTS.join(" or ")
-    )]
+    /// A repository without a model of the wanted kind.
+    #[error("{repo} (revision {revision}) holds no model that can be read: {expected}")]
     NoModel {
         /// `owner/name`.
         repo: String,
         /// Branch, tag or commit.
         revision: String,
+        /// The files that must be there.
+        expected: String,
     },
 }
 
@@ -329,9 +377,12 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let snapshot = cached(cache.path(), Some("main"), &FLAT);
         let hub = Hub::offline(cache.path());
-        assert_eq!(hub.folder_of(&model("hub:someone/some-model")).unwrap(), snapshot);
+        assert_eq!(
+            hub.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion).unwrap(),
+            snapshot
+        );
         let by_commit = model(&format!("hub:someone/some-model@{COMMIT}"));
-        assert_eq!(hub.folder_of(&by_commit).unwrap(), snapshot);
+        assert_eq!(hub.folder_of(&by_commit, ModelKind::Diffusion).unwrap(), snapshot);
     }
 
     #[test]
@@ -339,7 +390,10 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let snapshot = cached(cache.path(), Some("v1.0"), &SHARDED);
         let hub = Hub::at(cache.path(), "http://127.0.0.1:9");
-        assert_eq!(hub.folder_of(&model("hub:someone/some-model@v1.0")).unwrap(), snapshot);
+        assert_eq!(
+            hub.folder_of(&model("hub:someone/some-model@v1.0"), ModelKind::Diffusion).unwrap(),
+            snapshot
+        );
     }
 
     #[test]
@@ -350,7 +404,8 @@ mod tests {
             files.remove(missing);
             cached(cache.path(), Some("main"), &files);
             let hub = Hub::offline(cache.path());
-            let error = hub.folder_of(&model("hub:someone/some-model")).unwrap_err();
+            let error =
+                hub.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion).unwrap_err();
             assert!(
                 matches!(&error, HubError::NotCached { repo, .. } if repo == "someone/some-model")
             );
@@ -363,7 +418,8 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         // Nothing listens on the discard port, so no packet leaves this machine.
         let hub = Hub::at(cache.path(), "http://127.0.0.1:9");
-        let error = hub.folder_of(&model("hub:someone/some-model@v2")).unwrap_err();
+        let error =
+            hub.folder_of(&model("hub:someone/some-model@v2"), ModelKind::Diffusion).unwrap_err();
         assert!(matches!(&error, HubError::Request { repo, revision, .. }
             if repo == "someone/some-model" && revision == "v2"));
         let text = error.to_string();
@@ -375,11 +431,35 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let server = Server::start(&SHARDED);
         let hub = Hub::at(cache.path(), &server.address);
-        let folder = hub.folder_of(&model("hub:someone/some-model")).unwrap();
+        let folder = hub.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion).unwrap();
         let text = fs::read_to_string(folder.join(SHARDED[1].0)).unwrap();
         assert_eq!(text, INDEX);
         let offline = Hub::offline(cache.path());
-        assert_eq!(offline.folder_of(&model("hub:someone/some-model")).unwrap(), folder);
+        assert_eq!(
+            offline.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion).unwrap(),
+            folder
+        );
+    }
+
+    #[test]
+    fn an_encoder_comes_with_its_tokenizer_and_no_second_set_of_weights() {
+        let cache = tempfile::tempdir().unwrap();
+        let files = [
+            ("config.json", "{}"),
+            ("merges.txt", "a b"),
+            ("model.safetensors", "weights"),
+            ("pytorch_model.bin", "the same once more"),
+        ];
+        let server = Server::start(&files);
+        let hub = Hub::at(cache.path(), &server.address);
+        let folder = hub.folder_of(&model("hub:someone/some-model"), ModelKind::Encoder).unwrap();
+        for (name, text) in &files[..3] {
+            assert_eq!(&fs::read_to_string(folder.join(name)).unwrap(), text);
+        }
+        assert!(!folder.join("pytorch_model.bin").exists());
+        // A pipeline is no encoder, and an encoder no pipeline.
+        let error = hub.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion);
+        assert!(matches!(error, Err(HubError::NoModel { .. })));
     }
 
     #[test]
@@ -387,7 +467,8 @@ mod tests {
         let cache = tempfile::tempdir().unwrap();
         let server = Server::start(&[("README.md", "a story")]);
         let hub = Hub::at(cache.path(), &server.address);
-        let error = hub.folder_of(&model("hub:someone/some-model")).unwrap_err();
+        let error =
+            hub.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion).unwrap_err();
         assert!(matches!(error, HubError::NoModel { repo, .. } if repo == "someone/some-model"));
     }
 

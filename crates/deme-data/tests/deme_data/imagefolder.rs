@@ -43,6 +43,25 @@ fn pictures_are_ordered_by_relative_path() {
     assert!(!data.has_captions());
 }
 
+#[cfg(unix)]
+#[test]
+fn pictures_alone_need_no_captions_and_may_be_links() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    write(elsewhere.path(), "far.png", png(gradient(4, 4)));
+    let folder = folder_with("no JSON at all");
+    write(folder.path(), "metadata.csv", "not read");
+    std::os::unix::fs::symlink(elsewhere.path().join("far.png"), folder.path().join("z.png"))
+        .unwrap();
+    assert!(open(folder.path()).is_err());
+    let pictures = DataSet::open_pictures(folder.path()).unwrap();
+    let names: Vec<&str> = pictures.examples().iter().map(|e| e.name.as_str()).collect();
+    assert_eq!(names, ["a.png", "b/c.png", "z.png"]);
+    assert_eq!(pictures.picture(2).unwrap().width, 4);
+    let nothing = tempfile::tempdir().unwrap();
+    let error = DataSet::open_pictures(nothing.path()).unwrap_err();
+    assert!(matches!(error, DataError::NoPictures { .. }));
+}
+
 #[test]
 fn captions_come_from_metadata() {
     let folder = folder_with(BOTH);

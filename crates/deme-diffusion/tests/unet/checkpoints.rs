@@ -5,7 +5,7 @@ use super::{batch, device, model, small_config, tensor, values};
 use deme_diffusion::checkpoint::{
     CheckpointError, PipelineFolder, load_pipeline, resolve, save_pipeline, save_pipeline_weights,
 };
-use deme_diffusion::hub::HubError;
+use deme_diffusion::hub::{HubError, ModelKind};
 use deme_diffusion::scheduler_config::{SchedulerClass, SchedulerConfig};
 use deme_diffusion::{PredictionType, ProjectionPlacement, UNet2DConfig, UNet2DModel};
 use deme_merge::{StateDict, StateDictError, StoredTensor};
@@ -326,7 +326,7 @@ fn nan_weights_are_refused_by_name_in_and_out() {
 
 #[test]
 fn sources_are_paths_or_models_of_the_hub() {
-    assert_eq!(resolve("some/folder").unwrap(), Path::new("some/folder"));
-    let error = resolve("hub:nobody").unwrap_err();
+    assert_eq!(resolve("some/folder", ModelKind::Diffusion).unwrap(), Path::new("some/folder"));
+    let error = resolve("hub:nobody", ModelKind::Encoder).unwrap_err();
     assert!(matches!(error, CheckpointError::Hub(HubError::Name { .. })), "{error}");
 }
