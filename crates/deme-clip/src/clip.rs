@@ -1,6 +1,7 @@
-//! A whole CLIP folder: both towers, the preparation of pictures, the tokenizer.
+//! A whole CLIP: both towers, the preparation of pictures, the tokenizer.
 
-use crate::{CaptionTokenizer, ClipError, ClipModel, ClipPreprocessor};
+use crate::config::is_clip_config;
+use crate::{CaptionTokenizer, ClipError, ClipModel, ClipPreprocessor, open_clip};
 use burn::tensor::{Device, Tensor, TensorData};
 use std::path::Path;
 
@@ -15,27 +16,75 @@ pub struct Clip {
     pub model: ClipModel,
     /// The pictures' mean, deviation and size.
     pub preprocessor: ClipPreprocessor,
-    /// The captions' tokenizer, where the folder has one.
+    /// The captions' tokenizer, where there is one.
     pub tokenizer: Option<CaptionTokenizer>,
 }
 
+/// The weights of a Hugging Face folder, for one that holds open_clip's, too.
+const HUGGING_FACE_WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+
 impl Clip {
-    /// Reads a folder with `config.json`, weights, `preprocessor_config.json` (without it: OpenAI's
-    /// mean and deviation) and `tokenizer.json` (without it captions are refused).
+    /// Reads any CLIP that is known here:
+    ///
+    /// - a Hugging Face folder (`config.json` of a CLIP and weights), as [`Clip::load`];
+    /// - an open_clip folder (`open_clip_config.json` and weights). Of a folder that is both, Hugging
+    ///   Face's part is read;
+    /// - a file of weights in open_clip's layout (or a folder with nothing but one), with the name of its
+    ///   `architecture`, one of [`crate::open_clip_architectures`]: tensors do not tell the activation.
+    ///   Only OpenAI's own state dicts do without, which are known by the numbers beside the weights.
+    ///   Pictures are then prepared by open_clip's defaults (shorter side, bicubic, OpenAI's mean).
+    ///
+    /// open_clip's weights come with the vocabulary that CLIP was published with.
+    ///
+    /// # Errors
+    /// [`ClipError`] names the file, setting or tensor that is wrong or not supported;
+    /// [`ClipError::NoArchitecture`] lists the names to choose from, and those that fit;
+    /// [`ClipError::ArchitectureGiven`] for a name beside a config.
+    pub fn open(
+        source: &Path,
+        architecture: Option<&str>,
+        device: &Device,
+    ) -> Result<Self, ClipError> {
+        let config = source.join("config.json");
+        let has = |name: &str| source.join(name).is_file();
+        let is_open_clip = has(open_clip::CONFIG_FILE);
+        // A config of another kind goes the same way where there is nothing else, for its error.
+        let is_hugging_face = config.is_file()
+            && (!is_open_clip || is_clip_config(&config) && HUGGING_FACE_WEIGHTS.into_iter().any(has));
+        if (is_hugging_face || is_open_clip) && architecture.is_some() {
+            return Err(ClipError::ArchitectureGiven { path: source.to_owned() });
+        }
+        if is_hugging_face {
+            Self::load(source, device)
+        } else if is_open_clip {
+            open_clip::load_folder(source, device)
+        } else {
+            open_clip::load_file(source, architecture, device)
+        }
+    }
+
+    /// Reads a Hugging Face folder with `config.json`, weights, `preprocessor_config.json` or
+    /// `processor_config.json` (without them: OpenAI's mean and deviation) and `tokenizer.json` or
+    /// `vocab.json` and `merges.txt` (without them captions are refused).
     ///
     /// # Errors
     /// [`ClipError`] names the file or tensor that is wrong.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, ClipError> {
         let model = ClipModel::load(folder, device)?;
-        let preprocessor = if folder.join("preprocessor_config.json").exists() {
-            ClipPreprocessor::load(folder)?
-        } else {
-            ClipPreprocessor::openai(model.config().vision_config.image_size)
-        };
-        let path = folder.join("tokenizer.json");
+        let size = model.config().vision_config.image_size;
+        let preprocessor =
+            ClipPreprocessor::load(folder)?.unwrap_or_else(|| ClipPreprocessor::openai(size));
+        if preprocessor.size != size {
+            let expected = format!("the image tower takes {size}");
+            return Err(ClipError::config("crop_size", preprocessor.size, &expected));
+        }
         let context_length = model.config().text_config.max_position_embeddings;
-        let tokenizer =
-            path.exists().then(|| CaptionTokenizer::load(&path, context_length)).transpose()?;
+        let tokenizer = CaptionTokenizer::load_folder(folder, context_length)?;
         Ok(Self { model, preprocessor, tokenizer })
     }
 
