@@ -49,12 +49,10 @@ impl BytePairVocabulary {
     /// # Errors
     /// [`ClipError::Io`]; [`ClipError::Json`] says what is wrong in which line.
     pub(crate) fn load(vocab: &Path, merges: &Path) -> Result<Self, ClipError> {
-        let read =
-            |path: &Path| std::fs::read(path).map_err(|source| ClipError::io(path, source));
+        let read = |path: &Path| std::fs::read(path).map_err(|source| ClipError::io(path, source));
         let refuse = |path: &Path, reason: String| ClipError::Json { path: path.into(), reason };
-        let ids: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(&read(vocab)?)
-                .map_err(|error| refuse(vocab, error.to_string()))?;
+        let ids: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&read(vocab)?)
+            .map_err(|error| refuse(vocab, error.to_string()))?;
         let ids = ids.into_iter().map(|(token, id)| {
             let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
             let number = number.ok_or_else(|| {
@@ -65,9 +63,10 @@ impl BytePairVocabulary {
         let ids = ids.collect::<Result<_, ClipError>>()?;
         let text = String::from_utf8(read(merges)?)
             .map_err(|error| refuse(merges, format!("it is not valid UTF-8 ({error})")))?;
-        let lines = text.lines().zip(1..).filter(|(line, _)| {
-            !line.starts_with("#version") && !line.trim().is_empty()
-        });
+        let lines = text
+            .lines()
+            .zip(1..)
+            .filter(|(line, _)| !line.starts_with("#version") && !line.trim().is_empty());
         let merges = lines.map(|(line, number): (&str, usize)| {
             merge(line).ok_or_else(|| {
                 refuse(merges, format!("line {number} is `{line}`, expected two parts"))

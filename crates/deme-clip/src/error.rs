@@ -278,7 +278,11 @@ impl ClipError {
     }
 
     pub(crate) fn unsupported(path: &Path, field: &str, found: impl ToString) -> Self {
-        Self::Unsupported { path: path.to_owned(), field: field.to_owned(), found: found.to_string() }
+        Self::Unsupported {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            found: found.to_string(),
+        }
     }
 
     pub(crate) fn config(field: &'static str, found: impl ToString, expected: &str) -> Self {

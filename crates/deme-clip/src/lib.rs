@@ -38,5 +38,7 @@ pub use text_tower::{ClipTextEmbeddings, ClipTextTransformer};
 pub use tiny_clip::{
     CaptionedImages, TinyClip, TinyClipConfig, TinyClipProgress, TinyClipReport, train_tiny_clip,
 };
-pub use tokenizer::{CaptionCleaning, CaptionTokenizer, END_OF_TEXT, EncodedCaptions, PAD, START_OF_TEXT, UNKNOWN};
+pub use tokenizer::{
+    CaptionCleaning, CaptionTokenizer, END_OF_TEXT, EncodedCaptions, PAD, START_OF_TEXT, UNKNOWN,
+};
 pub use vision_tower::{ClipVisionEmbeddings, ClipVisionTransformer};

@@ -77,10 +77,8 @@ impl ClipModel {
     ) -> Result<Self, ClipError> {
         state.check_finite()?;
         let model = Self::new(config, &mut Init::zeros(device))?;
-        load_state_dict(model, state).map_err(|error| ClipError::Weights {
-            path: path.to_owned(),
-            source: Box::new(error),
-        })
+        load_state_dict(model, state)
+            .map_err(|error| ClipError::Weights { path: path.to_owned(), source: Box::new(error) })
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing folder, as transformers'

@@ -79,7 +79,9 @@ impl ClipFilter {
     }
 
     fn from_pil_number(number: u64) -> Option<Self> {
-        [Self::Lanczos, Self::Bilinear, Self::Bicubic].into_iter().find(|f| f.pil_number() == number)
+        [Self::Lanczos, Self::Bilinear, Self::Bicubic]
+            .into_iter()
+            .find(|f| f.pil_number() == number)
     }
 }
 
@@ -161,7 +163,8 @@ impl ClipPreprocessor {
             }
             _ => {
                 let crop = &settings.json["crop_size"];
-                let reason = format!("size {given} and crop_size {crop} make no square of one size");
+                let reason =
+                    format!("size {given} and crop_size {crop} make no square of one size");
                 return Err(settings.refuse(reason));
             }
         };
@@ -184,7 +187,11 @@ impl ClipPreprocessor {
     ///
     /// # Errors
     /// [`ClipError::Json`]; [`ClipError::Unsupported`] for a `resize_mode` or a `mode` that is not known.
-    pub(crate) fn from_open_clip(path: &Path, json: &Value, size: usize) -> Result<Self, ClipError> {
+    pub(crate) fn from_open_clip(
+        path: &Path,
+        json: &Value,
+        size: usize,
+    ) -> Result<Self, ClipError> {
         const KNOWN: [&str; 7] =
             ["size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"];
         let settings = Settings { path: path.to_owned(), json: json.clone() };
@@ -237,7 +244,9 @@ impl ClipPreprocessor {
     /// [`ClipError::Io`].
     pub fn save(&self, folder: &Path) -> Result<(), ClipError> {
         let size = match self.resize {
-            ClipResize::ShorterSide { shorter_side, .. } => json!({ "shortest_edge": shorter_side }),
+            ClipResize::ShorterSide { shorter_side, .. } => {
+                json!({ "shortest_edge": shorter_side })
+            }
             ClipResize::Squash => json!({ "height": self.size, "width": self.size }),
         };
         let mut json = json!({
@@ -272,20 +281,21 @@ impl ClipPreprocessor {
             ClipFilter::Bilinear => "bilinear",
             ClipFilter::Bicubic => "bicubic",
         };
+        let size = "the extractor's size";
         match self.resize {
+            ClipResize::Squash => format!("both sides to {size} by antialiased {filter}"),
             ClipResize::ShorterSide { shorter_side, rounding } => {
+                let (shorter, crop) = match shorter_side == self.size {
+                    true => (size.to_owned(), String::new()),
+                    false => (format!("{shorter_side} pixels"), format!(" to {size}")),
+                };
                 let rounding = match rounding {
-                    CropRounding::Down => "transformers",
-                    CropRounding::HalfToEven => "torchvision",
+                    CropRounding::Down => "",
+                    CropRounding::HalfToEven => " as torchvision's",
                 };
                 format!(
-                    "shorter side to {shorter_side} by antialiased {filter}, centre crop {} as \
-                     {rounding}",
-                    self.size
+                    "shorter side to {shorter} by antialiased {filter}, centre crop{crop}{rounding}"
                 )
-            }
-            ClipResize::Squash => {
-                format!("both sides to {} by antialiased {filter}", self.size)
             }
         }
     }
@@ -470,6 +480,20 @@ mod tests {
             assert!(named, "{error}");
         }
         assert!(matches!(read(json!({"std": [0, 1, 1]})), Err(ClipError::Json { .. })));
+    }
+
+    #[test]
+    fn a_description_tells_preparations_apart() {
+        let openai = ClipPreprocessor::openai(224);
+        let plain = "shorter side to the extractor's size by antialiased bicubic, centre crop";
+        assert_eq!(openai.description(), plain);
+        let with = |resize| ClipPreprocessor { resize, ..openai.clone() }.description();
+        let torchvision =
+            ClipResize::ShorterSide { shorter_side: 224, rounding: CropRounding::HalfToEven };
+        let larger = ClipResize::ShorterSide { shorter_side: 256, rounding: CropRounding::Down };
+        let all = [plain.to_owned(), with(torchvision), with(larger), with(ClipResize::Squash)];
+        let distinct: std::collections::BTreeSet<&String> = all.iter().collect();
+        assert_eq!(distinct.len(), all.len(), "{all:?}");
     }
 
     #[test]

@@ -76,8 +76,15 @@ pub struct CaptionTokenizer {
 pub struct EncodedCaptions {
     /// One row of `context_length` ids per caption.
     pub ids: Vec<Vec<u32>>,
-    /// How many captions were too long and lost their last words.
-    pub truncated: usize,
+    /// Which captions were too long and lost their last words.
+    pub truncated: Vec<bool>,
+}
+
+impl EncodedCaptions {
+    /// How many captions lost their last words.
+    pub fn truncated_count(&self) -> usize {
+        self.truncated.iter().filter(|&&truncated| truncated).count()
+    }
 }
 
 impl CaptionTokenizer {
@@ -282,7 +289,7 @@ impl CaptionTokenizer {
     /// [`ClipError::Tokenizer`] when the tokenizer refuses a caption.
     pub fn encode<S: AsRef<str>>(&self, captions: &[S]) -> Result<EncodedCaptions, ClipError> {
         let room = self.context_length - 2;
-        let mut encoded = EncodedCaptions { ids: Vec::new(), truncated: 0 };
+        let mut encoded = EncodedCaptions { ids: Vec::new(), truncated: Vec::new() };
         for caption in captions {
             let caption = match self.cleaning {
                 CaptionCleaning::HuggingFace => Cow::Borrowed(caption.as_ref()),
@@ -290,7 +297,7 @@ impl CaptionTokenizer {
             };
             let words = self.inner.encode_fast(&*caption, false).map_err(tokenizer_error)?;
             let words = words.get_ids();
-            encoded.truncated += usize::from(words.len() > room);
+            encoded.truncated.push(words.len() > room);
             let mut row = vec![self.start];
             row.extend(&words[..words.len().min(room)]);
             row.push(self.end);
@@ -349,7 +356,7 @@ mod tests {
         assert_eq!(tokenizer.vocab_size(), 11);
         assert_eq!(tokenizer.special_ids(), [9, 10, 0]);
         let encoded = tokenizer.encode(&["a RED square", ".", "blue circle the", "green"]).unwrap();
-        assert_eq!(encoded.truncated, 0);
+        assert_eq!(encoded.truncated_count(), 0);
         assert_eq!(encoded.ids[0], [9, 2, 3, 4, 10, 0]);
         assert_eq!(encoded.ids[1], [9, 5, 10, 0, 0, 0]);
         assert_eq!(encoded.ids[2], [9, 6, 7, 8, 10, 0]);
@@ -360,7 +367,8 @@ mod tests {
     fn long_captions_are_cut_and_counted() {
         let tokenizer = CaptionTokenizer::train_words(&CAPTIONS, 100, 4).unwrap();
         let encoded = tokenizer.encode(&["a red square", "a red", ""]).unwrap();
-        assert_eq!(encoded.truncated, 1);
+        assert_eq!(encoded.truncated, [true, false, false]);
+        assert_eq!(encoded.truncated_count(), 1);
         assert_eq!(encoded.ids, [[9, 2, 3, 10], [9, 2, 3, 10], [9, 10, 0, 0]]);
     }
 

@@ -154,9 +154,12 @@ impl CaptionFile<'_> {
         let Value::Object(object) = json else {
             return Err(self.bad(place, "it is not a JSON object"));
         };
-        let field = |names: &[&str]| match names.iter().find_map(|name| object.get_key_value(*name)) {
+        let field = |names: &[&str]| match names.iter().find_map(|name| object.get_key_value(*name))
+        {
             Some((_, Value::String(text))) => Ok(text.as_str()),
-            Some((name, other)) => Err(self.bad(place, format!("`{name}` is {other}, not a string"))),
+            Some((name, other)) => {
+                Err(self.bad(place, format!("`{name}` is {other}, not a string")))
+            }
             None => Err(self.bad(place, missing(names))),
         };
         self.caption(place, field(&FILE_FIELDS)?, field(&CAPTION_FIELDS)?)

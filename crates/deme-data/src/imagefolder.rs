@@ -39,11 +39,7 @@ impl Imagefolder {
     ) -> Result<(Self, Vec<Example>), DataError> {
         require_folder(folder, WHAT)?;
         let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
-        let mut names = BTreeSet::new();
-        find_pictures(&root, &root, &mut names)?;
-        if names.is_empty() {
-            return Err(DataError::NoPictures { path: folder.to_path_buf() });
-        }
+        let names = picture_names(folder, &root, Metadata::Read)?;
         let metadata = folder.join(METADATA);
         let mut captions = if metadata.is_file() {
             read_captions(&metadata, &root, &names, caption_field)?
@@ -69,6 +65,41 @@ impl Imagefolder {
     }
 }
 
+/// The pictures of a folder and its subfolders in the order of their relative paths (byte by byte),
+/// found as for a data set. Files with captions are not looked at.
+///
+/// # Errors
+/// [`DataError::Missing`], [`DataError::NotAFolder`], [`DataError::Io`], [`DataError::NoPictures`],
+/// [`DataError::NameNotUnicode`], [`DataError::OutsideFolder`] for a link to a picture elsewhere.
+pub fn picture_files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    require_folder(folder, WHAT)?;
+    let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
+    let names = picture_names(folder, &root, Metadata::Ignored)?;
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// What becomes of captions beside the pictures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Metadata {
+    /// They are read, so that those in a place or of a kind that is not read are refused.
+    Read,
+    Ignored,
+}
+
+/// The relative paths of all pictures of `folder`, which is `root` without links.
+fn picture_names(
+    folder: &Path,
+    root: &Path,
+    metadata: Metadata,
+) -> Result<BTreeSet<String>, DataError> {
+    let mut names = BTreeSet::new();
+    find_pictures(root, root, metadata, &mut names)?;
+    if names.is_empty() {
+        return Err(DataError::NoPictures { path: folder.to_path_buf() });
+    }
+    Ok(names)
+}
+
 /// Refuses a path that is not there or not a folder.
 pub(crate) fn require_folder(path: &Path, expected: &'static str) -> Result<(), DataError> {
     let metadata = fs::metadata(path).map_err(|source| match source.kind() {
@@ -86,6 +117,7 @@ pub(crate) fn require_folder(path: &Path, expected: &'static str) -> Result<(), 
 fn find_pictures(
     root: &Path,
     folder: &Path,
+    metadata: Metadata,
     names: &mut BTreeSet<String>,
 ) -> Result<(), DataError> {
     for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
@@ -97,11 +129,13 @@ fn find_pictures(
         }
         let file_type = entry.file_type().map_err(io_error("read", &path))?;
         if file_type.is_dir() {
-            find_pictures(root, &path, names)?;
+            find_pictures(root, &path, metadata, names)?;
             continue;
         }
         let is_misplaced_metadata = file_name == METADATA && folder != root;
-        if is_misplaced_metadata || OTHER_METADATA.iter().any(|other| file_name == *other) {
+        let is_unread =
+            is_misplaced_metadata || OTHER_METADATA.iter().any(|other| file_name == *other);
+        if metadata == Metadata::Read && is_unread {
             return Err(DataError::UnsupportedMetadata { path });
         }
         let can_be_read = file_type.is_file() || file_type.is_symlink();

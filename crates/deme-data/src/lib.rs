@@ -31,6 +31,7 @@ pub use error::{BrokenPicture, DataError, PictureError};
 pub use image_preparation::{
     Interpolation, Preparation, prepare_square, resize_rgb, resize_shorter_side,
 };
+pub use imagefolder::picture_files;
 pub use picture::{Picture, grid, write_png};
 pub use picture_decoding::{MAX_PIXELS, decode_picture, read_picture};
 pub use shapes::{MAX_SHAPES_RESOLUTION, ShapesScene, shapes_picture};

@@ -3,8 +3,8 @@
 //! Shapes tell neither the number of heads nor the activation: `ViT-B-32` and `ViT-B-32-quickgelu` have
 //! the same tensors. So a file needs a name.
 
-use crate::config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
 use crate::ClipError;
+use crate::config::{ClipConfig, ClipTextConfig, ClipVisionConfig, HiddenAct};
 use deme_merge::StateDict;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -142,7 +142,8 @@ impl WeightShapes {
             }
         };
         let tower = |width: (&str, usize, usize), blocks: &str| {
-            let numbers = state.names().filter_map(|name| name.strip_prefix(blocks)?.split('.').next());
+            let numbers =
+                state.names().filter_map(|name| name.strip_prefix(blocks)?.split('.').next());
             Ok(TowerShapes {
                 width: size(width.0, width.1, width.2)?,
                 layers: numbers.collect::<BTreeSet<_>>().len(),
@@ -163,8 +164,7 @@ impl WeightShapes {
     /// Of the weights that a config asks for.
     pub(super) fn expected(config: &ClipConfig) -> Self {
         let (vision, text) = (&config.vision_config, &config.text_config);
-        let tower =
-            |width, layers, mlp_width| TowerShapes { width, layers, mlp_width };
+        let tower = |width, layers, mlp_width| TowerShapes { width, layers, mlp_width };
         Self {
             embed_dim: config.projection_dim,
             patch_size: vision.patch_size,
@@ -247,7 +247,8 @@ mod tests {
             layers * (attention + 2 * width * mlp + mlp + width + 4 * width)
         };
         let (v, t) = (&config.vision_config, &config.text_config);
-        let vision = v.hidden_size * (3 * v.patch_size.pow(2) + (v.image_size / v.patch_size).pow(2))
+        let vision = v.hidden_size
+            * (3 * v.patch_size.pow(2) + (v.image_size / v.patch_size).pow(2))
             + 2 * v.hidden_size
             + 4 * v.hidden_size
             + layers(v.hidden_size, v.intermediate_size, v.num_hidden_layers);

@@ -24,15 +24,18 @@ impl OpenClipConfig {
     /// the field that asks for something else.
     pub(super) fn load(path: &Path) -> Result<Self, ClipError> {
         let bytes = std::fs::read(path).map_err(|source| ClipError::io(path, source))?;
-        let json: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| ClipError::Json { path: path.to_owned(), reason: error.to_string() })?;
+        let json: Value = serde_json::from_slice(&bytes).map_err(|error| ClipError::Json {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         let mut model = Fields::new(path, "model_cfg", &json["model_cfg"])?;
         let act = match model.flag("quick_gelu")? {
             true => HiddenAct::QuickGelu,
             false => HiddenAct::Gelu,
         };
         let embed_dim = model.size("embed_dim", None)?;
-        let vision_config = vision(Fields::new(path, "vision_cfg", model.take("vision_cfg"))?, act)?;
+        let vision_config =
+            vision(Fields::new(path, "vision_cfg", model.take("vision_cfg"))?, act)?;
         let text_config = text(Fields::new(path, "text_cfg", model.take("text_cfg"))?, act)?;
         // Where the text tower lies, what the logits are scaled by, and the type in training.
         model.any(&[

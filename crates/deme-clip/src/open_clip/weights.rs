@@ -114,7 +114,8 @@ fn renamed(name: &str) -> Option<String> {
         ("visual.ln_post.", "vision_model.post_layernorm."),
         ("ln_final.", "text_model.final_layer_norm."),
     ];
-    if let Some((norm, kind)) = norms.iter().find_map(|(from, to)| Some((to, name.strip_prefix(from)?)))
+    if let Some((norm, kind)) =
+        norms.iter().find_map(|(from, to)| Some((to, name.strip_prefix(from)?)))
     {
         return Some(format!("{norm}{kind}"));
     }

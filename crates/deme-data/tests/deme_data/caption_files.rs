@@ -46,7 +46,8 @@ fn all_formats_give_the_same_pairs() {
     let csv = "id,File,Caption\r\n1,a.png,\"a red, \"\"round\"\" ball\"\r\n2,b/x.png,zwei blaue \
                Bälle\r\n3,c/x.png, three \r\n";
     all_good(paired("captions.csv", csv));
-    let tsv = "text\timage\na red, \"round\" ball\ta.png\nzwei blaue Bälle\tb/x.png\nthree\tc/x.png";
+    let tsv =
+        "text\timage\na red, \"round\" ball\ta.png\nzwei blaue Bälle\tb/x.png\nthree\tc/x.png";
     all_good(paired("captions.tsv", tsv));
     all_good(paired("captions.txt", "a red, \"round\" ball\nzwei blaue Bälle\n three\n\n"));
 }
