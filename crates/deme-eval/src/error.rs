@@ -1,6 +1,7 @@
 //! What can be wrong with features, statistics and measurements.
 
 use deme_clip::ClipError;
+use deme_data::PictureError;
 use std::path::{Path, PathBuf};
 
 /// Why a number could not be computed, read or compared.
@@ -14,6 +15,14 @@ pub enum EvalError {
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// A picture that cannot be used.
+    #[error("{} {source}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: PictureError,
     },
     /// A file that is no `.npz`.
     #[error("{} is no readable .npz file: {reason}", path.display())]

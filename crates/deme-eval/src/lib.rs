@@ -9,6 +9,7 @@
 //! came from.
 
 pub mod bootstrap;
+mod clip_preparation;
 pub mod clip_score;
 mod error;
 pub mod extractor;
@@ -20,7 +21,8 @@ mod npz;
 pub mod protocol;
 
 pub use bootstrap::bootstrap_spread;
-pub use clip_score::{ClipScore, clip_score};
+pub use clip_preparation::prepare_for_clip;
+pub use clip_score::{ClipScore, PairScores, clip_score, clip_scores, score_pairs};
 pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
 pub use extractor_config::ExtractorConfig;

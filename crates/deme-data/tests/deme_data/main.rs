@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod caption_files;
 mod cifar10;
 mod decoding;
 mod files;
