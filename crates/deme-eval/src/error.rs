@@ -1,6 +1,7 @@
 //! What can be wrong with features, statistics and measurements.
 
 use deme_clip::ClipError;
+use deme_merge::StateDictError;
 use std::path::{Path, PathBuf};
 
 /// Why a number could not be computed, read or compared.
@@ -178,6 +179,42 @@ pub enum EvalError {
         /// Each field that differs, with both values.
         fields: Vec<String>,
     },
+    /// A picture of another size than the extractor takes.
+    #[error(
+        "picture {index} has {found} values, expected {} ({shape:?}): prepare it first",
+        shape.iter().product::<usize>()
+    )]
+    ImageShape {
+        /// Position in the list.
+        index: usize,
+        /// Values found.
+        found: usize,
+        /// Channels, height and width that the extractor takes.
+        shape: [usize; 3],
+    },
+    /// Weights of another network.
+    #[error(
+        "{} does not fit {network}: {applied} tensors fit{}",
+        path.display(),
+        listed(missing, unused, wrong_shape)
+    )]
+    Weights {
+        /// The file or folder.
+        path: PathBuf,
+        /// What they should be weights of.
+        network: &'static str,
+        /// Number of tensors that fit.
+        applied: usize,
+        /// Tensors the network has and the checkpoint lacks.
+        missing: Vec<String>,
+        /// Tensors the checkpoint has and the network lacks.
+        unused: Vec<String>,
+        /// Tensors of another shape or kind: name, what was expected, what was found.
+        wrong_shape: Vec<String>,
+    },
+    /// A checkpoint that could not be read, or holds values that are not finite.
+    #[error(transparent)]
+    State(#[from] StateDictError),
     /// CLIP failed.
     #[error(transparent)]
     Clip(Box<ClipError>),
@@ -193,4 +230,37 @@ impl EvalError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
+    /// Checks that pictures have as many values as `shape` says.
+    pub(crate) fn check_images(images: &[&[f32]], shape: [usize; 3]) -> Result<(), Self> {
+        let expected: usize = shape.iter().product();
+        match images.iter().position(|image| image.len() != expected) {
+            Some(index) => Err(Self::ImageShape { index, found: images[index].len(), shape }),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that features are finite.
+    pub(crate) fn check_features(features: &[Vec<f32>]) -> Result<(), Self> {
+        for (index, feature) in (0..).zip(features) {
+            if let Some(value) = feature.iter().find(|value| !value.is_finite()) {
+                return Err(Self::NonFiniteFeature { index, value: f64::from(*value) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of tensors, each list under its heading.
+fn listed(missing: &[String], unused: &[String], wrong_shape: &[String]) -> String {
+    let lists = [
+        ("missing in the checkpoint", missing),
+        ("in the checkpoint but not in the network", unused),
+        ("of another shape", wrong_shape),
+    ];
+    let mut text = String::new();
+    for (heading, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+        text.push_str(&format!("\n  {} {heading}:", names.len()));
+        names.iter().for_each(|name| text.push_str(&format!("\n    {name}")));
+    }
+    text
 }

@@ -14,6 +14,8 @@ mod error;
 pub mod extractor;
 pub mod feature_stats;
 pub mod frechet;
+pub mod inception;
+mod named_weights;
 mod npz;
 pub mod protocol;
 
@@ -23,4 +25,7 @@ pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
 pub use feature_stats::{FeatureAccumulator, FeatureStats};
 pub use frechet::{FrechetDistance, frechet_distance};
+pub use inception::{
+    Inception, InceptionBlock, InceptionExtractor, InceptionProtocol, LogitBias,
+};
 pub use protocol::{Measurement, MeasurementTable, Protocol};
