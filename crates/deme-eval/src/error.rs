@@ -192,6 +192,14 @@ pub enum EvalError {
         /// Channels, height and width that the extractor takes.
         shape: [usize; 3],
     },
+    /// A NaN or an infinity in a picture.
+    #[error("picture {index} holds {value}: check what made it")]
+    NonFiniteImage {
+        /// Position in the list.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
     /// Weights of another network.
     #[error(
         "{} does not fit {network}: {applied} tensors fit{}",
@@ -212,6 +220,35 @@ pub enum EvalError {
         /// Tensors of another shape or kind: name, what was expected, what was found.
         wrong_shape: Vec<String>,
     },
+    /// A JSON file that is damaged or has a field of another kind.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A config no network can be built from.
+    #[error("{}: {field} is {found}, expected {expected}", path.display())]
+    Config {
+        /// The config, or the weights it was read off from.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A DINOv2 with registers.
+    #[error(
+        "{} is a DINOv2 with registers, whose features are others: use the one without",
+        path.display()
+    )]
+    Registers {
+        /// The config or the weights.
+        path: PathBuf,
+    },
     /// A checkpoint that could not be read, or holds values that are not finite.
     #[error(transparent)]
     State(#[from] StateDictError),
@@ -230,13 +267,29 @@ impl EvalError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
-    /// Checks that pictures have as many values as `shape` says.
+    pub(crate) fn config(
+        path: &Path,
+        field: &'static str,
+        found: impl ToString,
+        expected: impl ToString,
+    ) -> Self {
+        let (found, expected) = (found.to_string(), expected.to_string());
+        Self::Config { path: path.to_owned(), field, found, expected }
+    }
+
+    /// Checks that pictures have as many values as `shape` says, all finite: a network may well make
+    /// a finite feature of a NaN.
     pub(crate) fn check_images(images: &[&[f32]], shape: [usize; 3]) -> Result<(), Self> {
         let expected: usize = shape.iter().product();
-        match images.iter().position(|image| image.len() != expected) {
-            Some(index) => Err(Self::ImageShape { index, found: images[index].len(), shape }),
-            None => Ok(()),
+        for (index, image) in images.iter().enumerate() {
+            if image.len() != expected {
+                return Err(Self::ImageShape { index, found: image.len(), shape });
+            }
+            if let Some(&value) = image.iter().find(|value| !value.is_finite()) {
+                return Err(Self::NonFiniteImage { index, value });
+            }
         }
+        Ok(())
     }
 
     /// Checks that features are finite.

@@ -10,6 +10,7 @@
 
 pub mod bootstrap;
 pub mod clip_score;
+pub mod dinov2;
 mod error;
 pub mod extractor;
 pub mod feature_stats;
@@ -21,11 +22,10 @@ pub mod protocol;
 
 pub use bootstrap::bootstrap_spread;
 pub use clip_score::{ClipScore, clip_score};
+pub use dinov2::{Dinov2, Dinov2Config, Dinov2Extractor, PositionInterpolation};
 pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
 pub use feature_stats::{FeatureAccumulator, FeatureStats};
 pub use frechet::{FrechetDistance, frechet_distance};
-pub use inception::{
-    Inception, InceptionBlock, InceptionExtractor, InceptionProtocol, LogitBias,
-};
+pub use inception::{Inception, InceptionBlock, InceptionExtractor, InceptionProtocol, LogitBias};
 pub use protocol::{Measurement, MeasurementTable, Protocol};

@@ -101,7 +101,10 @@ mod tests {
         let mut state = StateDict::new();
         state.insert("a".to_owned(), tensor(&[2, 3]));
         state.insert("b".to_owned(), tensor(&[4]));
-        state.insert("counter".to_owned(), StoredTensor::new(Dtype::I64, vec![], vec![0; 8]).unwrap());
+        state.insert(
+            "counter".to_owned(),
+            StoredTensor::new(Dtype::I64, vec![], vec![0; 8]).unwrap(),
+        );
         state
     }
 

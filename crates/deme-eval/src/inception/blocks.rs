@@ -138,10 +138,10 @@ impl InceptionC {
     }
 
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let through = |layers: &[ConvRelu]| {
-            layers.iter().fold(x.clone(), |x, layer| layer.forward(x))
-        };
-        let (branch7x7, branch7x7dbl) = (through(&self.branch7x7[..2]), through(&self.branch7x7dbl[..4]));
+        let through =
+            |layers: &[ConvRelu]| layers.iter().fold(x.clone(), |x, layer| layer.forward(x));
+        let (branch7x7, branch7x7dbl) =
+            (through(&self.branch7x7[..2]), through(&self.branch7x7dbl[..4]));
         ChannelConcat::new(4 * 192)
             .conv(&self.branch1x1, x.clone())
             .conv(&self.branch7x7[2], branch7x7)
@@ -180,10 +180,10 @@ impl InceptionD {
     }
 
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let through = |layers: &[ConvRelu]| {
-            layers.iter().fold(x.clone(), |x, layer| layer.forward(x))
-        };
-        let (branch3x3, branch7x7x3) = (through(&self.branch3x3[..1]), through(&self.branch7x7x3[..3]));
+        let through =
+            |layers: &[ConvRelu]| layers.iter().fold(x.clone(), |x, layer| layer.forward(x));
+        let (branch3x3, branch7x7x3) =
+            (through(&self.branch3x3[..1]), through(&self.branch7x7x3[..3]));
         ChannelConcat::new(self.channels)
             .conv(&self.branch3x3[1], branch3x3)
             .conv(&self.branch7x7x3[3], branch7x7x3)
