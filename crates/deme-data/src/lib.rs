@@ -29,7 +29,8 @@ pub use data_set::{DataConfig, DataSet, Example, PreparedImages};
 pub use epoch_order::EpochOrder;
 pub use error::{BrokenPicture, DataError, PictureError};
 pub use image_preparation::{
-    Interpolation, Preparation, prepare_square, resize_rgb, resize_shorter_side,
+    Interpolation, Preparation, interpolate_bilinear, prepare_square, resize_channels, resize_rgb,
+    resize_shorter_side,
 };
 pub use imagefolder::picture_files;
 pub use picture::{Picture, grid, write_png};

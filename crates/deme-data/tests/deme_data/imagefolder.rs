@@ -43,6 +43,23 @@ fn pictures_are_ordered_by_relative_path() {
     assert!(!data.has_captions());
 }
 
+#[test]
+fn pictures_alone_are_found_beside_any_captions() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["b.PNG", "a/z.bmp", "a.png", "metadata.csv", "a/metadata.jsonl"] {
+        write(folder.path(), name, "");
+    }
+    assert!(matches!(open(folder.path()), Err(DataError::UnsupportedMetadata { .. })));
+    let expected = ["a.png", "a/z.bmp", "b.PNG"].map(|name| folder.path().join(name));
+    assert_eq!(picture_files(folder.path()).unwrap(), expected);
+    let error = picture_files(&folder.path().join("nothing")).unwrap_err();
+    assert!(matches!(error, DataError::Missing { .. }));
+    let error = picture_files(&folder.path().join("a.png")).unwrap_err();
+    assert!(matches!(error, DataError::NotAFolder { .. }));
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(picture_files(empty.path()), Err(DataError::NoPictures { .. })));
+}
+
 #[cfg(unix)]
 #[test]
 fn pictures_alone_may_be_links() {

@@ -7,6 +7,7 @@ mod cifar10;
 mod decoding;
 mod files;
 mod fixtures;
+mod float_resizing;
 mod imagefolder;
 mod order_and_split;
 mod parquet_files;
