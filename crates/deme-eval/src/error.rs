@@ -261,6 +261,14 @@ pub enum EvalError {
     /// A checkpoint that could not be read, or holds values that are not finite.
     #[error(transparent)]
     State(#[from] StateDictError),
+    /// Two sets of measurements without a metric in common.
+    #[error("nothing can be compared: one side has {left}, the other {right}")]
+    NothingInCommon {
+        /// Metrics and models of the first.
+        left: String,
+        /// Of the second.
+        right: String,
+    },
     /// CLIP failed.
     #[error(transparent)]
     Clip(Box<ClipError>),

@@ -34,4 +34,4 @@ pub use feature_stats::{FeatureAccumulator, FeatureStats};
 pub use feature_stream::{PictureFeature, stream_features};
 pub use frechet::{FrechetDistance, frechet_distance};
 pub use inception::{Inception, InceptionBlock, InceptionExtractor, InceptionProtocol, LogitBias};
-pub use protocol::{Measurement, MeasurementTable, Protocol};
+pub use protocol::{Measurement, MeasurementTable, Pair, Protocol, SOFTWARE, pair};
