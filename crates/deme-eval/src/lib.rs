@@ -10,17 +10,22 @@
 
 pub mod bootstrap;
 pub mod clip_score;
+mod covariance_factor;
 mod error;
 pub mod extractor;
 pub mod feature_stats;
 pub mod frechet;
 mod npz;
 pub mod protocol;
+mod singular_values;
+pub mod stats_stamp;
+mod tiles;
 
 pub use bootstrap::bootstrap_spread;
 pub use clip_score::{ClipScore, clip_score};
 pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
-pub use feature_stats::{FeatureAccumulator, FeatureStats};
-pub use frechet::{FrechetDistance, frechet_distance};
+pub use feature_stats::{FeatureAccumulator, FeatureStats, StatsArrays};
+pub use frechet::{FrechetDistance, FrechetReference, frechet_distance};
 pub use protocol::{Measurement, MeasurementTable, Protocol};
+pub use stats_stamp::StatsStamp;
