@@ -47,15 +47,15 @@ pub fn pair_captions(
     images.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     let file = CaptionFile { path: captions };
     let ending = captions.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    let read: fn(&CaptionFile<'_>, &str) -> Result<Captions, DataError> =
-        match ending.to_ascii_lowercase().as_str() {
-            "jsonl" => CaptionFile::json_lines,
-            "json" => CaptionFile::json,
-            "csv" => CaptionFile::comma_separated,
-            "tsv" => CaptionFile::tab_separated,
-            "txt" => CaptionFile::lines,
-            _ => return Err(DataError::UnknownCaptionFormat { path: captions.to_path_buf() }),
-        };
+    type Read<'a> = fn(&CaptionFile<'a>, &str) -> Result<Captions, DataError>;
+    let read: Read<'_> = match ending.to_ascii_lowercase().as_str() {
+        "jsonl" => CaptionFile::json_lines,
+        "json" => CaptionFile::json,
+        "csv" => CaptionFile::comma_separated,
+        "tsv" => CaptionFile::tab_separated,
+        "txt" => CaptionFile::lines,
+        _ => return Err(DataError::UnknownCaptionFormat { path: captions.to_path_buf() }),
+    };
     let bytes = fs::read(captions).map_err(io_error("read", captions))?;
     let text = std::str::from_utf8(&bytes).map_err(|error| {
         let line = line_of(&bytes, error.valid_up_to());

@@ -105,7 +105,7 @@ pub fn weights_path(config: &ExtractorConfig) -> Result<PathBuf, Problem> {
 
 /// The local path of weights: the path itself, or the cached snapshot of `hub:owner/name`.
 pub fn resolve(source: &str) -> Result<PathBuf, Problem> {
-    Ok(deme_diffusion::resolve(source, ModelKind::Encoder)?)
+    Ok(deme_diffusion::checkpoint::resolve(source, ModelKind::Encoder)?)
 }
 
 /// SHA-256, in hex, of a file, or of the names and contents of all files in a folder and its subfolders.

@@ -139,7 +139,7 @@ impl FeatureSource {
             count,
             reference_hash: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
         };
-        let stats = accumulator.finish()?.with_stamp(stamp);
+        let stats = accumulator.finish()?.with_stamp(stamp)?;
         Ok(FeatureSet { path: folder, stats, features, skipped })
     }
 }

@@ -11,6 +11,7 @@ mod cli;
 mod commands;
 mod diagnostics;
 mod extractors;
+mod feature_sets;
 mod progress;
 mod recipe;
 mod report;

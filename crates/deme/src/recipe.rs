@@ -2,7 +2,7 @@
 //!
 //! This file only composes; each part's type lives beside what it configures.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use deme_clip::TinyClipConfig;
 use deme_data::{DataConfig, Preparation, SplitConfig};

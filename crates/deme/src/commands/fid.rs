@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use deme_eval::{
-    FeatureExtractor, FeatureStats, Measurement, Protocol, SOFTWARE, StatsStamp, frechet_distance,
+    FeatureStats, Measurement, Protocol, SOFTWARE, StatsStamp, frechet_distance,
 };
 use serde_json::json;
+use sha2::{Digest, Sha256};
 
 use crate::cli::FidArguments;
 use crate::diagnostics::Problem;
@@ -48,4 +49,44 @@ pub fn run(arguments: &FidArguments) -> Result<(), Problem> {
         return super::print(&(serde_json::to_string_pretty(&value).expect("plain data") + "\n"));
     }
     super::print(&text_of(&measurement))
+}
+
+/// How a distance between two sets was made.
+fn protocol(metric: String, a: &FeatureSet, b: &FeatureSet) -> Protocol {
+    let (measured, reference) = (a.stats.stamp(), b.stats.stamp());
+    let stamp = measured.or(reference);
+    let of = |field: fn(&StatsStamp) -> &String| stamp.map(|stamp| field(stamp).clone());
+    Protocol {
+        metric,
+        settings: BTreeMap::new(),
+        extractor: of(|stamp| &stamp.extractor),
+        extractor_hash: of(|stamp| &stamp.extractor_hash),
+        resizing: of(|stamp| &stamp.resizing),
+        image_format: measured.map(|stamp| stamp.image_format.clone()),
+        image_count: a.stats.count(),
+        reference_format: reference.map(|stamp| stamp.image_format.clone()),
+        reference_count: b.stats.count(),
+        reference_hash: Some(reference.map_or_else(
+            || contents_hash(&b.stats),
+            |stamp| stamp.reference_hash.clone(),
+        )),
+        sampler: None,
+        steps: None,
+        eta: None,
+        guidance: None,
+        first_seed: None,
+        ema: None,
+        software: SOFTWARE.to_owned(),
+        model: a.path.display().to_string(),
+        model_hash: measured.map(|stamp| stamp.reference_hash.clone()),
+    }
+}
+
+/// SHA-256, in hex, of a mean and a covariance that do not say which pictures they are of.
+fn contents_hash(stats: &FeatureStats) -> String {
+    let mut hasher = Sha256::new();
+    for value in stats.mu().iter().chain(stats.sigma()) {
+        hasher.update(value.to_le_bytes());
+    }
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,7 +1,7 @@
 //! The stages of a run and their keys.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline};
 use deme_merge::LandscapeConfig;
