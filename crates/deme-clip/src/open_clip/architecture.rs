@@ -141,7 +141,7 @@ impl WeightShapes {
                 }),
             }
         };
-        let tower = |width: (&str, usize, usize), blocks: &str| {
+        let tower = |width: (&str, usize, usize), blocks: &str| -> Result<TowerShapes, ClipError> {
             let numbers =
                 state.names().filter_map(|name| name.strip_prefix(blocks)?.split('.').next());
             Ok(TowerShapes {
