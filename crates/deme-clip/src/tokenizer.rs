@@ -175,7 +175,7 @@ impl CaptionTokenizer {
                 let blanks = ReplacePattern::Regex(r"\s+".to_owned());
                 let normalizers =
                     vec![NFC.into(), Replace::new(blanks, " ")?.into(), Lowercase.into()];
-                inner.with_normalizer(Some(Normalizers::new(normalizers)));
+                inner.with_normalizer(Some(Normalizers::new(normalizers)))?;
             }
             inner.add_special_tokens(marks.map(|mark| AddedToken::from(mark, true)))?;
             Ok(inner)

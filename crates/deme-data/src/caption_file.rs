@@ -47,13 +47,12 @@ pub fn pair_captions(
     images.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     let file = CaptionFile { path: captions };
     let ending = captions.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
-    type Read<'a> = fn(&CaptionFile<'a>, &str) -> Result<Captions, DataError>;
-    let read: Read<'_> = match ending.to_ascii_lowercase().as_str() {
-        "jsonl" => CaptionFile::json_lines,
-        "json" => CaptionFile::json,
-        "csv" => CaptionFile::comma_separated,
-        "tsv" => CaptionFile::tab_separated,
-        "txt" => CaptionFile::lines,
+    let format = match ending.to_ascii_lowercase().as_str() {
+        "jsonl" => Format::JsonLines,
+        "json" => Format::Json,
+        "csv" => Format::CommaSeparated,
+        "tsv" => Format::TabSeparated,
+        "txt" => Format::Lines,
         _ => return Err(DataError::UnknownCaptionFormat { path: captions.to_path_buf() }),
     };
     let bytes = fs::read(captions).map_err(io_error("read", captions))?;
@@ -61,7 +60,15 @@ pub fn pair_captions(
         let line = line_of(&bytes, error.valid_up_to());
         file.bad(Place::Line(line), format!("it is not valid UTF-8 ({error})"))
     })?;
-    match read(&file, text.trim_start_matches('\u{feff}'))? {
+    let text = text.trim_start_matches('\u{feff}');
+    let read = match format {
+        Format::JsonLines => file.json_lines(text),
+        Format::Json => file.json(text),
+        Format::CommaSeparated => file.comma_separated(text),
+        Format::TabSeparated => file.tab_separated(text),
+        Format::Lines => file.lines(text),
+    };
+    match read? {
         Captions::InOrder(captions) if captions.len() == images.len() => {
             Ok(images.into_iter().zip(captions).collect())
         }
@@ -72,6 +79,15 @@ pub fn pair_captions(
         }),
         Captions::ByName { captions, several } => file.pair(images, captions, several),
     }
+}
+
+/// How a file is read, by its ending.
+enum Format {
+    JsonLines,
+    Json,
+    CommaSeparated,
+    TabSeparated,
+    Lines,
 }
 
 /// What a file holds.
