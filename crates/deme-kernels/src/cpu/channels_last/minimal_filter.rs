@@ -106,25 +106,26 @@ impl Filter {
         (0..panels * s.c_in).into_par_iter().with_min_len(16).for_each(|task| {
             let (panel, k) = (task / s.c_in, task % s.c_in);
             let columns = width.min(s.c_out - panel * width);
-            let mut half = [[0.0f64; 32]; 9];
+            let mut taps = [[0.0f64; WIDEST]; 25];
+            for column in 0..columns {
+                let kernel = (panel * width + column) * s.c_in + k;
+                let kernel = &weight[kernel * kh * kw..][..kh * kw];
+                for (tap, value) in taps.iter_mut().zip(kernel) {
+                    tap[column] = f64::from(*value);
+                }
+            }
             for i in 0..points[0] {
                 // G g along the rows, for each column of the kernel.
-                for kx in 0..kw {
-                    half[kx] = [0.0; 32];
+                let mut half = [[0.0f64; WIDEST]; 7];
+                for (kx, half) in half.iter_mut().enumerate().take(kw) {
                     for ky in 0..kh {
-                        let factor = tall[i * kh + ky];
-                        for (column, half) in half[kx].iter_mut().enumerate().take(columns) {
-                            let kernel = (panel * width + column) * s.c_in + k;
-                            *half += factor * f64::from(weight[kernel * kh * kw + ky * kw + kx]);
-                        }
+                        add_multiple(half, tall[i * kh + ky], &taps[ky * kw + kx]);
                     }
                 }
                 for j in 0..points[1] {
-                    let mut sums = [0.0f64; 32];
+                    let mut sums = [0.0f64; WIDEST];
                     for kx in 0..kw {
-                        for (sum, half) in sums.iter_mut().zip(&half[kx]) {
-                            *sum += wide[j * kw + kx] * half;
-                        }
+                        add_multiple(&mut sums, wide[j * kw + kx], &half[kx]);
                     }
                     let start = (i * points[1] + j) * distance + task * width;
                     let to = out.pointer(start..start + width);
@@ -209,6 +210,15 @@ impl Filter {
                 unsafe { output_tiles(&grid, &products, tiles.clone(), y) };
             }
         });
+    }
+}
+
+/// Columns of the widest panel.
+const WIDEST: usize = 32;
+
+fn add_multiple(to: &mut [f64; WIDEST], factor: f64, x: &[f64; WIDEST]) {
+    for (to, x) in to.iter_mut().zip(x) {
+        *to += factor * x;
     }
 }
 
