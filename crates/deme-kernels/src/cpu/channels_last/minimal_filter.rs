@@ -237,8 +237,7 @@ fn block_sizes(points: usize, s: &ConvSizes) -> (usize, usize) {
     let tiles = tiles.clamp(24, 48);
     let width = panel_width();
     let columns = (CACHE / (points * tiles) / width * width).max(4 * width);
-    let env = |n: &str, d: usize| std::env::var(n).ok().and_then(|v| v.parse().ok()).unwrap_or(d);
-    (env("X_T", tiles), env("X_NB", columns))
+    (tiles, columns)
 }
 
 /// The tiles of a convolution's outputs.
