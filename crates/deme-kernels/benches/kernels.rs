@@ -1,13 +1,14 @@
 //! Kernel against plain path, forward alone and with backward: `cargo bench -p deme-kernels`.
 //!
-//! The sizes are those of small diffusion networks in training and of ddpm-cifar10-32.
+//! The sizes are those of small diffusion networks in training, of ddpm-cifar10-32, and of Inception-v3
+//! (forward only).
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use burn::tensor::{Device, Tensor, TensorData};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use deme_kernels::{
-    Activation, AdamWStep, ConvGeometry, GroupNormInput, GroupNormParameters, GroupNormSettings,
-    ParameterState, plain,
+    Activation, AdamWStep, AverageOver, ConvGeometry, ConvRelu, GroupNormInput,
+    GroupNormParameters, GroupNormSettings, ParameterState, Window, max_pool2d, plain,
 };
 use rand::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
@@ -214,6 +215,75 @@ fn linears(c: &mut Criterion) {
     }
 }
 
+/// Layers of Inception-v3. The kernels read and write maps as they lie between two of its layers.
+fn feature_layers(c: &mut Criterion) {
+    const BATCH: usize = 4;
+    let mut group = c.benchmark_group("feature layers");
+    group.sample_size(10).warm_up_time(Duration::from_millis(200));
+    group.measurement_time(Duration::from_millis(800));
+    let between_layers = |x: &Tensor<4>| max_pool2d(x.clone(), Window::square(1, 1, 0));
+    let convs = [
+        // in, side, out, kernel, stride, padding
+        (3, 299, 32, [3, 3], 2, [0, 0]),
+        (32, 149, 32, [3, 3], 1, [0, 0]),
+        (32, 147, 64, [3, 3], 1, [1, 1]),
+        (64, 73, 80, [1, 1], 1, [0, 0]),
+        (80, 73, 192, [3, 3], 1, [0, 0]),
+        (288, 35, 64, [1, 1], 1, [0, 0]),
+        (48, 35, 64, [5, 5], 1, [2, 2]),
+        (64, 35, 96, [3, 3], 1, [1, 1]),
+        (96, 35, 96, [3, 3], 1, [1, 1]),
+        (288, 35, 384, [3, 3], 2, [0, 0]),
+        (768, 17, 192, [1, 1], 1, [0, 0]),
+        (128, 17, 128, [1, 7], 1, [0, 3]),
+        (192, 17, 192, [7, 1], 1, [3, 0]),
+        (192, 17, 320, [3, 3], 2, [0, 0]),
+        (2048, 8, 448, [1, 1], 1, [0, 0]),
+        (384, 8, 384, [1, 3], 1, [0, 1]),
+        (448, 8, 384, [3, 3], 1, [1, 1]),
+    ];
+    for (c_in, side, c_out, kernel, stride, padding) in convs {
+        let x = tensor(1, [BATCH, c_in, side, side]).clamp_min(0.0);
+        let weight = tensor(2, [c_out, c_in, kernel[0], kernel[1]]);
+        let bias = tensor(3, [c_out]);
+        let [kh, kw] = kernel;
+        let id = format!("{kh}x{kw}/{stride} {BATCH}x{c_in}->{c_out} at {side}");
+        let stride = [stride; 2];
+        let layer = ConvRelu::new(weight.clone(), bias.clone(), stride, padding);
+        let pixels = between_layers(&x);
+        group.bench_function(BenchmarkId::new("conv2d_relu kernel", &id), |b| {
+            b.iter(|| layer.forward(pixels.clone()));
+        });
+        group.bench_function(BenchmarkId::new("conv2d_relu plain", &id), |b| {
+            b.iter(|| {
+                let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+                plain::conv2d_relu(x, weight, bias, stride, padding)
+            });
+        });
+    }
+    for (channels, side) in [(64, 147), (768, 17)] {
+        let x = tensor(1, [BATCH, channels, side, side]);
+        let pixels = between_layers(&x);
+        let id = format!("{BATCH}x{channels} at {side}");
+        let (halving, same) = (Window::square(3, 2, 0), Window::square(3, 1, 1));
+        type Max = fn(Tensor<4>, Window) -> Tensor<4>;
+        type Average = fn(Tensor<4>, Window, AverageOver) -> Tensor<4>;
+        let paths: [(&str, &Tensor<4>, Max, Average); 2] = [
+            ("kernel", &pixels, max_pool2d, deme_kernels::avg_pool2d),
+            ("plain", &x, plain::max_pool2d, plain::avg_pool2d),
+        ];
+        for (path, x, max, average) in paths {
+            group.bench_function(BenchmarkId::new(format!("max_pool2d {path}"), &id), |b| {
+                b.iter(|| max(x.clone(), halving));
+            });
+            group.bench_function(BenchmarkId::new(format!("avg_pool2d {path}"), &id), |b| {
+                b.iter(|| average(x.clone(), same, AverageOver::Map));
+            });
+        }
+    }
+    group.finish();
+}
+
 fn optimizer(c: &mut Criterion) {
     let step = AdamWStep {
         learning_rate: 1e-4,
@@ -267,5 +337,14 @@ fn optimizer(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, convolutions, group_norms, joined, attentions, linears, optimizer);
+criterion_group!(
+    benches,
+    convolutions,
+    group_norms,
+    joined,
+    attentions,
+    linears,
+    feature_layers,
+    optimizer
+);
 criterion_main!(benches);

@@ -85,7 +85,15 @@ pub struct ConvRelu {
 #[derive(Debug, Clone)]
 enum Weight {
     Prepared(Arc<ConvLayer>),
-    Plain { weight: Tensor<4>, bias: Tensor<1>, stride: [usize; 2], padding: [usize; 2] },
+    Plain(Box<PlainConv>),
+}
+
+#[derive(Debug, Clone)]
+struct PlainConv {
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    stride: [usize; 2],
+    padding: [usize; 2],
 }
 
 impl ConvRelu {
@@ -102,7 +110,8 @@ impl ConvRelu {
         let [c_out, c_in, kh, kw] = weight.dims();
         assert_eq!(bias.dims(), [c_out], "entries of the bias");
         if !(on_plain_cpu(&weight) && on_plain_cpu(&bias)) {
-            return Self { weight: Weight::Plain { weight, bias, stride, padding } };
+            let plain = PlainConv { weight, bias, stride, padding };
+            return Self { weight: Weight::Plain(Box::new(plain)) };
         }
         let sizes = ConvSizes { c_in, c_out, window: Window { kernel: [kh, kw], stride, padding } };
         let values = |x| crate::flex::contiguous(x);
@@ -131,8 +140,9 @@ impl ConvRelu {
                 };
                 from_pixels(y, out)
             }
-            Weight::Plain { weight, bias, stride, padding } => {
-                plain::conv2d_relu(x, weight.clone(), bias.clone(), *stride, *padding)
+            Weight::Plain(layer) => {
+                let PlainConv { weight, bias, stride, padding } = PlainConv::clone(layer);
+                plain::conv2d_relu(x, weight, bias, stride, padding)
             }
         }
     }
@@ -171,7 +181,7 @@ impl ChannelConcat {
                 // SAFETY: `forward` writes all channels of all pixels.
                 unsafe { self.add(layer.output(maps), |y| layer.forward(entries(&x), maps, y)) }
             }
-            Weight::Plain { .. } => self.add_plain(layer.forward(x)),
+            Weight::Plain(_) => self.add_plain(layer.forward(x)),
         }
     }
 

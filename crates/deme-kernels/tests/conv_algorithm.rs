@@ -4,7 +4,7 @@
 mod support;
 
 use burn::tensor::Tensor;
-use deme_kernels::{ConvAlgorithm, ConvGeometry, conv2d, plain, set_conv_algorithm};
+use deme_kernels::{ConvAlgorithm, ConvGeometry, ConvRelu, conv2d, plain, set_conv_algorithm};
 use support::{f64, tensor, values};
 
 /// Root of the mean squared error over that of the values.
@@ -25,5 +25,22 @@ fn exact_convolutions_are_exacter() {
     };
     let exact = error_with(ConvAlgorithm::Exact);
     let fast = error_with(ConvAlgorithm::Fast);
+    assert!(exact < 1e-6 && exact < 0.5 * fast && fast < 5e-6, "exact {exact:e}, fast {fast:e}");
+
+    // A prepared layer keeps the choice it was made with.
+    let (x, bias) = (tensor::<4>(3, [1, 192, 17, 17]).clamp_min(0.0), tensor(4, [192]));
+    let weight = tensor(5, [192, 192, 1, 7]);
+    let (stride, padding) = ([1, 1], [0, 3]);
+    let expected = (f64(x.clone()), f64(weight.clone()), f64(bias.clone()));
+    let expected = plain::conv2d_relu(expected.0, expected.1, expected.2, stride, padding);
+    let layer_with = |algorithm| {
+        set_conv_algorithm(algorithm);
+        ConvRelu::new(weight.clone(), bias.clone(), stride, padding)
+    };
+    let exact = layer_with(ConvAlgorithm::Exact);
+    let fast = layer_with(ConvAlgorithm::Fast);
+    let error_of =
+        |layer: ConvRelu| relative_error(layer.forward(x.clone()), &values(expected.clone()));
+    let (exact, fast) = (error_of(exact), error_of(fast));
     assert!(exact < 1e-6 && exact < 0.5 * fast && fast < 5e-6, "exact {exact:e}, fast {fast:e}");
 }

@@ -4,6 +4,9 @@
 //! For points p with N(x) = prod (x - p): row p of G is p^j / N'(p), row p of B^T are the
 //! coefficients of N(x) / (x - p), column p of A^T is p^i. The point at infinity takes the last tap,
 //! the coefficients of N and the last output.
+//!
+//! With stride 2 the outer of three taps see the even inputs and the middle one the odd inputs: a filter
+//! of two taps and one of one tap, both of stride 1, added up.
 
 use super::super::vector::Vector;
 use super::super::winograd::transform::{Four, Transform};
@@ -18,6 +21,8 @@ pub(super) const MOST: usize = 9;
 pub(super) trait Axis {
     const IN: usize;
     const OUT: usize;
+    /// Distance of the outputs in inputs.
+    const STRIDE: usize = 1;
     /// B^T d
     unsafe fn input<V: Vector>(d: [V; MOST]) -> [V; MOST];
     /// A^T m
@@ -34,6 +39,10 @@ pub(super) struct Six<const OUT: usize>;
 /// 2e-6 to 3e-6; with a tenth point, for 4 outputs, it would be two to three times that.
 pub(super) struct Nine;
 
+/// Stride 2: points 0, 1, -1, infinity for the even inputs, then the odd inputs themselves: 3 outputs of 3
+/// taps.
+pub(super) struct Halving;
+
 /// The finite points of an axis with `points` products.
 pub(super) fn finite_points(points: usize) -> &'static [f64] {
     match points {
@@ -46,6 +55,11 @@ pub(super) fn finite_points(points: usize) -> &'static [f64] {
 
 /// G, `[point][tap]`.
 pub(super) fn weight_factors(points: usize, taps: usize) -> Vec<f64> {
+    if points == Halving::IN {
+        assert_eq!(taps, 3);
+        let even = [[-1.0, 0.0, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, -0.5], [0.0, 0.0, 1.0]];
+        return [&even[..], &[[0.0, 1.0, 0.0]; 3]].concat().into_flattened();
+    }
     let finite = finite_points(points);
     let mut factors = Vec::with_capacity(points * taps);
     for (i, p) in finite.iter().enumerate() {
@@ -126,6 +140,23 @@ impl Axis for Nine {
     }
 }
 
+impl Axis for Halving {
+    const IN: usize = 7;
+    const OUT: usize = 3;
+    const STRIDE: usize = 2;
+    #[inline(always)]
+    unsafe fn input<V: Vector>([d0, d1, d2, d3, d4, d5, d6, z, _]: [V; MOST]) -> [V; MOST] {
+        unsafe { [d4.sub(d0), d4.add(d2), d4.sub(d2), d6.sub(d2), d1, d3, d5, z, z] }
+    }
+    #[inline(always)]
+    unsafe fn output<V: Vector>([m0, m1, m2, m3, o0, o1, o2, z, _]: [V; MOST]) -> [V; 4] {
+        unsafe {
+            let sum = m1.add(m2);
+            [m0.add(sum).add(o0), m1.sub(m2).add(o1), sum.add(m3).add(o2), z]
+        }
+    }
+}
+
 /// q0 d0 + q1 d1 + q2 d2 + d3
 #[inline(always)]
 unsafe fn monic<V: Vector>(d: [V; 4], q: [f32; 3]) -> V {
@@ -177,9 +208,9 @@ mod tests {
     fn check<A: Axis>(taps: usize) {
         let d: Vec<f64> = (0..A::IN).map(|i| ((i * 7 + 3) % 11) as f64 - 4.5).collect();
         let g: Vec<f64> = (0..taps).map(|i| ((i * 5 + 2) % 7) as f64 - 2.5).collect();
-        assert_eq!(A::OUT + taps - 1, A::IN);
+        assert_eq!((A::OUT - 1) * A::STRIDE + taps, A::IN);
         for (i, y) in filtered::<A>(&d, &g).into_iter().enumerate() {
-            let expected: f64 = g.iter().zip(&d[i..]).map(|(g, d)| g * d).sum();
+            let expected: f64 = g.iter().zip(&d[i * A::STRIDE..]).map(|(g, d)| g * d).sum();
             assert!((y - expected).abs() < 1e-4, "output {i} of {taps} taps: {y}, not {expected}");
         }
     }
@@ -190,5 +221,6 @@ mod tests {
         check::<Six<4>>(3);
         check::<Six<2>>(5);
         check::<Nine>(7);
+        check::<Halving>(3);
     }
 }

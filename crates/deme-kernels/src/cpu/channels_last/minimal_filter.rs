@@ -1,14 +1,14 @@
-//! Convolutions of stride 1 by minimal filtering along one axis or both: each tile of outputs takes a
+//! Convolutions by minimal filtering along one axis or both: each tile of outputs takes a
 //! product per point in place of one per tap and output.
 //!
 //! 3x3 takes 36 products for 16 outputs in place of 144, 5x5 36 for 4 in place of 100, 1x7 9 for 3 in
-//! place of 21, 1x3 6 for 4 in place of 12.
+//! place of 21, 1x3 6 for 4 in place of 12, 3x3 of stride 2 49 for 9 in place of 81.
 
 use super::super::buffer::{Aligned, Scratch, SharedOutput};
 use super::super::conv::spread;
 use super::super::product::{Product, Rows, Start, WHOLE, panel_width, split};
 use super::super::vector::{Vector, vectorised};
-use super::axis::{Axis, MOST, Nine, One, Six, weight_factors};
+use super::axis::{Axis, Halving, MOST, Nine, One, Six, weight_factors};
 use super::{ConvSizes, Maps, Target};
 use crate::Window;
 use rayon::prelude::*;
@@ -18,6 +18,7 @@ use std::ops::Range;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filter {
     ThreeByThree,
+    ThreeByThreeHalving,
     FiveByFive,
     OneByThree,
     ThreeByOne,
@@ -32,6 +33,7 @@ macro_rules! with_axes {
     ($filter:expr, $function:ident::<$v:ty>($($arg:expr),* $(,)?)) => {
         match $filter {
             Filter::ThreeByThree => $function::<$v, Six<4>, Six<4>>($($arg),*),
+            Filter::ThreeByThreeHalving => $function::<$v, Halving, Halving>($($arg),*),
             Filter::FiveByFive => $function::<$v, Six<2>, Six<2>>($($arg),*),
             Filter::OneByThree => $function::<$v, One, Six<4>>($($arg),*),
             Filter::ThreeByOne => $function::<$v, Six<4>, One>($($arg),*),
@@ -46,6 +48,9 @@ macro_rules! with_axes {
 impl Filter {
     /// That of a window, if there is one.
     pub(super) fn of(window: &Window) -> Option<Self> {
+        if (window.kernel, window.stride) == ([3, 3], [2, 2]) {
+            return Some(Self::ThreeByThreeHalving);
+        }
         if window.stride != [1, 1] {
             return None;
         }
@@ -66,6 +71,7 @@ impl Filter {
     fn points(self) -> [usize; 2] {
         match self {
             Self::ThreeByThree | Self::FiveByFive => [6, 6],
+            Self::ThreeByThreeHalving => [7, 7],
             Self::OneByThree | Self::OneByFive => [1, 6],
             Self::ThreeByOne | Self::FiveByOne => [6, 1],
             Self::OneBySeven => [1, 9],
@@ -77,6 +83,7 @@ impl Filter {
     fn tile(self) -> [usize; 2] {
         match self {
             Self::ThreeByThree => [4, 4],
+            Self::ThreeByThreeHalving => [3, 3],
             Self::FiveByFive => [2, 2],
             Self::OneByThree => [1, 4],
             Self::ThreeByOne => [4, 1],
@@ -99,25 +106,26 @@ impl Filter {
         (0..panels * s.c_in).into_par_iter().with_min_len(16).for_each(|task| {
             let (panel, k) = (task / s.c_in, task % s.c_in);
             let columns = width.min(s.c_out - panel * width);
-            let mut half = [[0.0f64; 32]; 9];
+            let mut taps = [[0.0f64; WIDEST]; 25];
+            for column in 0..columns {
+                let kernel = (panel * width + column) * s.c_in + k;
+                let kernel = &weight[kernel * kh * kw..][..kh * kw];
+                for (tap, value) in taps.iter_mut().zip(kernel) {
+                    tap[column] = f64::from(*value);
+                }
+            }
             for i in 0..points[0] {
                 // G g along the rows, for each column of the kernel.
-                for kx in 0..kw {
-                    half[kx] = [0.0; 32];
+                let mut half = [[0.0f64; WIDEST]; 7];
+                for (kx, half) in half.iter_mut().enumerate().take(kw) {
                     for ky in 0..kh {
-                        let factor = tall[i * kh + ky];
-                        for (column, half) in half[kx].iter_mut().enumerate().take(columns) {
-                            let kernel = (panel * width + column) * s.c_in + k;
-                            *half += factor * f64::from(weight[kernel * kh * kw + ky * kw + kx]);
-                        }
+                        add_multiple(half, tall[i * kh + ky], &taps[ky * kw + kx]);
                     }
                 }
                 for j in 0..points[1] {
-                    let mut sums = [0.0f64; 32];
+                    let mut sums = [0.0f64; WIDEST];
                     for kx in 0..kw {
-                        for (sum, half) in sums.iter_mut().zip(&half[kx]) {
-                            *sum += wide[j * kw + kx] * half;
-                        }
+                        add_multiple(&mut sums, wide[j * kw + kx], &half[kx]);
                     }
                     let start = (i * points[1] + j) * distance + task * width;
                     let to = out.pointer(start..start + width);
@@ -189,22 +197,28 @@ impl Filter {
                     };
                     product.write(m, m_columns);
                 }
+                let products = Products {
+                    values: &m,
+                    point: m_point,
+                    tile: m_columns,
+                    columns,
+                    bias: &bias[first..],
+                };
                 let y = Target { first: y.first + first, ..y };
                 // SAFETY: `m` holds these columns of every tile at every point; the caller's promise,
                 // and parts have their own tiles.
-                unsafe {
-                    output_tiles(
-                        &grid,
-                        &m,
-                        &bias[first..],
-                        tiles.clone(),
-                        [m_point, m_columns],
-                        columns,
-                        y,
-                    );
-                }
+                unsafe { output_tiles(&grid, &products, tiles.clone(), y) };
             }
         });
+    }
+}
+
+/// Columns of the widest panel.
+const WIDEST: usize = 32;
+
+fn add_multiple(to: &mut [f64; WIDEST], factor: f64, x: &[f64; WIDEST]) {
+    for (to, x) in to.iter_mut().zip(x) {
+        *to += factor * x;
     }
 }
 
@@ -282,7 +296,8 @@ unsafe fn input_tiles_by<V: Vector, R: Axis, C: Axis>(
     assert!(x.len() >= grid.maps.len() && zeros.len() >= channels);
     for (i, tile) in tiles.enumerate() {
         let (image, row, column) = grid.place(tile, [R::OUT, C::OUT]);
-        let mut places = [zeros.as_ptr(); 36];
+        let mut places = [zeros.as_ptr(); 49];
+        let (row, column) = (row * R::STRIDE, column * C::STRIDE);
         for i in 0..R::IN {
             let Some(row) = (row + i).checked_sub(grid.padding[0]).filter(|row| *row < h) else {
                 continue;
@@ -321,7 +336,7 @@ unsafe fn load<V: Vector, const TAIL: bool>(from: *const f32, rest: usize) -> V 
 /// B^T d B of one tile and register of channels.
 #[inline(always)]
 unsafe fn input_tile<V: Vector, R: Axis, C: Axis, const TAIL: bool>(
-    places: &[*const f32; 36],
+    places: &[*const f32; 49],
     c: usize,
     rest: usize,
     to: *mut f32,
@@ -341,7 +356,7 @@ unsafe fn input_tile<V: Vector, R: Axis, C: Axis, const TAIL: bool>(
             }
         } else {
             // Down the columns first.
-            let mut half = [[zero; MOST]; 6];
+            let mut half = [[zero; MOST]; 7];
             for j in 0..C::IN {
                 for i in 0..R::IN {
                     d[i] = load::<V, TAIL>(places[i * C::IN + j].add(c), rest);
@@ -361,68 +376,59 @@ unsafe fn input_tile<V: Vector, R: Axis, C: Axis, const TAIL: bool>(
     }
 }
 
-/// relu(A^T m A + bias) of the tiles, whose columns' products are `[tile][m_columns]` at every
-/// multiple of `m_point`.
+/// What the sums of some tiles and columns have given, `[tile][column]` at every multiple of `point`.
+struct Products<'a> {
+    values: &'a [f32],
+    point: usize,
+    /// Distance of the tiles.
+    tile: usize,
+    columns: usize,
+    bias: &'a [f32],
+}
+
+/// relu(A^T m A + bias) of the tiles.
 ///
 /// # Safety
 /// Nobody else may touch these columns of the tiles' outputs meanwhile.
-unsafe fn output_tiles(
-    grid: &Grid,
-    m: &[f32],
-    bias: &[f32],
-    tiles: Range<usize>,
-    distances: [usize; 2],
-    columns: usize,
-    y: Target<'_>,
-) {
+unsafe fn output_tiles(grid: &Grid, m: &Products<'_>, tiles: Range<usize>, y: Target<'_>) {
     let [points_tall, points_wide] = grid.filter.points();
-    let [m_point, m_columns] = distances;
-    assert!(m.len() >= points_tall * points_wide * m_point && m_point >= tiles.len() * m_columns);
-    assert!(columns.next_multiple_of(16) <= m_columns && columns <= bias.len());
-    let to = y.pixels(0..grid.out.pixels(), columns).pointer(0..0);
+    assert!(m.values.len() >= points_tall * points_wide * m.point);
+    assert!(m.point >= tiles.len() * m.tile && m.bias.len() >= m.columns);
+    assert!(m.columns.next_multiple_of(16) <= m.tile);
+    let to = y.pixels(0..grid.out.pixels(), m.columns).pointer(0..0);
     // SAFETY: the checks above and the caller's promise.
-    unsafe { output_block(grid, m, bias, tiles, distances, columns, to, y.stride) };
+    unsafe { output_block(grid, m, tiles, to, y.stride) };
 }
 
 vectorised! {
-    unsafe fn output_block(grid: &Grid, m: &[f32], bias: &[f32], tiles: Range<usize>, distances: [usize; 2], columns: usize, to: *mut f32, stride: usize) = output_block_with
+    unsafe fn output_block(grid: &Grid, m: &Products<'_>, tiles: Range<usize>, to: *mut f32, stride: usize) = output_block_with
 }
 
 /// # Safety
 /// As for [`output_tiles`], which has checked the lengths.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn output_block_with<V: Vector>(
     grid: &Grid,
-    m: &[f32],
-    bias: &[f32],
+    m: &Products<'_>,
     tiles: Range<usize>,
-    distances: [usize; 2],
-    columns: usize,
     to: *mut f32,
     stride: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        with_axes!(
-            grid.filter,
-            output_tiles_by::<V>(grid, m, bias, tiles, distances, columns, to, stride)
-        );
+        with_axes!(grid.filter, output_tiles_by::<V>(grid, m, tiles, to, stride));
     }
 }
 
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn output_tiles_by<V: Vector, R: Axis, C: Axis>(
     grid: &Grid,
-    m: &[f32],
-    bias: &[f32],
+    m: &Products<'_>,
     tiles: Range<usize>,
-    [m_point, m_columns]: [usize; 2],
-    columns: usize,
     to: *mut f32,
     stride: usize,
 ) {
+    let Products { point, columns, bias, .. } = *m;
     let Maps { h, w, .. } = grid.out;
     for (i, tile) in tiles.enumerate() {
         let (image, row, column) = grid.place(tile, [R::OUT, C::OUT]);
@@ -430,19 +436,19 @@ unsafe fn output_tiles_by<V: Vector, R: Axis, C: Axis>(
         // SAFETY (whole block): the caller's promise; only outputs inside the map are written.
         unsafe {
             let to = to.add(((image * h + row) * w + column) * stride);
-            let m = m.as_ptr().add(i * m_columns);
+            let m = m.values.as_ptr().add(i * m.tile);
             let whole = columns / V::LANES * V::LANES;
             for c in (0..whole).step_by(V::LANES) {
                 let bias = V::load(bias.as_ptr().add(c));
                 let place = OutputPlace { to: to.add(c), row: w * stride, stride, inside, rest: 0 };
-                output_tile::<V, R, C, false>(m.add(c), m_point, bias, place);
+                output_tile::<V, R, C, false>(m.add(c), point, bias, place);
             }
             if whole < columns {
                 let rest = columns - whole;
                 let bias = V::load_first(bias.as_ptr().add(whole), rest);
                 let to = to.add(whole);
                 let place = OutputPlace { to, row: w * stride, stride, inside, rest };
-                output_tile::<V, R, C, true>(m.add(whole), m_point, bias, place);
+                output_tile::<V, R, C, true>(m.add(whole), point, bias, place);
             }
         }
     }

@@ -55,52 +55,106 @@ vectorised! {
 /// `to` must be valid for the channels of every pixel of the row, `stride` apart.
 #[inline(always)]
 unsafe fn pool_row_with<V: Vector>(task: &Row, x: &[f32], row: usize, to: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match task.pooling {
+            Pooling::Max => pool_row_by::<V, true>(task, x, row, to),
+            Pooling::Average(_) => pool_row_by::<V, false>(task, x, row, to),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn pool_row_by<V: Vector, const MAX: bool>(task: &Row, x: &[f32], row: usize, to: *mut f32) {
     let Row { pooling, window, maps, out, stride } = *task;
+    let channels = maps.channels;
+    // The rows or columns of the map that a window covers.
     let inside = |axis: usize, i: usize, n: usize| {
         let first = i * window.stride[axis];
         let begin = first.saturating_sub(window.padding[axis]).min(n);
         begin..(first + window.kernel[axis]).saturating_sub(window.padding[axis]).clamp(begin, n)
     };
     let rows = inside(0, row, maps.h);
-    let row_len = maps.w * maps.channels;
     for column in 0..out.w {
         let columns = inside(1, column, maps.w);
         let count = match pooling {
             Pooling::Average(AverageOver::Window) => window.kernel[0] * window.kernel[1],
             _ => rows.len() * columns.len(),
         };
-        let factor = 1.0 / count as f32;
-        let first = (rows.start * maps.w + columns.start) * maps.channels;
-        // SAFETY (whole loop): the window lies inside the image, the channel below `channels`.
+        let part = Part {
+            from: x.as_ptr().wrapping_add((rows.start * maps.w + columns.start) * channels),
+            size: [rows.len(), columns.len()],
+            steps: [maps.w * channels, channels],
+            factor: 1.0 / count as f32,
+        };
+        // SAFETY (whole block): the window lies inside the image, the channels below `channels`; the
+        // caller's promise about `to`.
         unsafe {
-            let from = x.as_ptr().wrapping_add(first);
             let to = to.add(column * stride);
             let mut c = 0;
-            while c < maps.channels {
-                let n = maps.channels - c;
-                let mut result = match pooling {
-                    Pooling::Max => V::splat(f32::NEG_INFINITY),
-                    Pooling::Average(_) => V::splat(0.0),
-                };
-                for i in 0..rows.len() {
-                    for j in 0..columns.len() {
-                        let at = from.add(i * row_len + j * maps.channels + c);
-                        let x = if n >= V::LANES { V::load(at) } else { V::load_first(at, n) };
-                        result = match pooling {
-                            Pooling::Max => result.max(x),
-                            Pooling::Average(_) => result.add(x),
-                        };
-                    }
-                }
-                if let Pooling::Average(_) = pooling {
-                    result = result.mul(V::splat(factor));
-                }
-                if n >= V::LANES {
-                    result.store(to.add(c));
-                } else {
-                    result.store_first(to.add(c), n);
-                }
+            while c + 4 * V::LANES <= channels {
+                reduce::<V, 4, MAX, false>(part.at(c), 0, to.add(c));
+                c += 4 * V::LANES;
+            }
+            while c + V::LANES <= channels {
+                reduce::<V, 1, MAX, false>(part.at(c), 0, to.add(c));
                 c += V::LANES;
+            }
+            if c < channels {
+                reduce::<V, 1, MAX, true>(part.at(c), channels - c, to.add(c));
+            }
+        }
+    }
+}
+
+/// The part of a window that lies inside the map, from one channel on.
+#[derive(Clone, Copy)]
+struct Part {
+    from: *const f32,
+    /// Rows and columns.
+    size: [usize; 2],
+    /// Distance of the rows and columns.
+    steps: [usize; 2],
+    /// What the sum is multiplied with.
+    factor: f32,
+}
+
+impl Part {
+    fn at(self, channel: usize) -> Self {
+        Self { from: self.from.wrapping_add(channel), ..self }
+    }
+}
+
+/// The largest value, or the sum times the factor, of N registers of channels side by side, so that their
+/// chains of operations overlap; of the first `rest` channels of one register when `TAIL`.
+#[inline(always)]
+unsafe fn reduce<V: Vector, const N: usize, const MAX: bool, const TAIL: bool>(
+    part: Part,
+    rest: usize,
+    to: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut result = [V::splat(if MAX { f32::NEG_INFINITY } else { 0.0 }); N];
+        for i in 0..part.size[0] {
+            for j in 0..part.size[1] {
+                let at = part.from.add(i * part.steps[0] + j * part.steps[1]);
+                for n in 0..N {
+                    let at = at.add(n * V::LANES);
+                    let x = if TAIL { V::load_first(at, rest) } else { V::load(at) };
+                    result[n] = if MAX { result[n].max(x) } else { result[n].add(x) };
+                }
+            }
+        }
+        for n in 0..N {
+            let mut result = result[n];
+            if !MAX {
+                result = result.mul(V::splat(part.factor));
+            }
+            if TAIL {
+                result.store_first(to, rest);
+            } else {
+                result.store(to.add(n * V::LANES));
             }
         }
     }
