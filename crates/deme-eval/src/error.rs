@@ -181,6 +181,35 @@ pub enum EvalError {
         /// Pictures found.
         count: u64,
     },
+    /// No k-th nearest neighbour among so few pictures.
+    #[error("neighbour {k} of a picture is wanted where there are {count} pictures")]
+    Neighbours {
+        /// Which neighbour.
+        k: usize,
+        /// Pictures of the side.
+        count: usize,
+    },
+    /// More splits than pictures, or none.
+    #[error("{count} pictures cannot be scored in {splits} splits")]
+    Splits {
+        /// Splits wanted.
+        splits: usize,
+        /// Pictures found.
+        count: usize,
+    },
+    /// No line through distances at several numbers of pictures.
+    #[error(
+        "a distance at infinity needs 3 points or more between {least} pictures and all, found \
+         {points} points and {count} pictures"
+    )]
+    Points {
+        /// Points wanted or found.
+        points: usize,
+        /// The smallest number of pictures; 2 or more.
+        least: usize,
+        /// Pictures found.
+        count: usize,
+    },
     /// Pictures and captions do not pair up.
     #[error("there are {images} picture embeddings but {texts} caption embeddings")]
     Pairs {

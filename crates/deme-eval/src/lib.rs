@@ -10,22 +10,38 @@
 
 pub mod bootstrap;
 pub mod clip_score;
+pub mod cmmd;
 mod covariance_factor;
 mod error;
 pub mod extractor;
+pub mod fd_infinity;
+pub mod feature_set;
 pub mod feature_stats;
 pub mod frechet;
+pub mod inception_score;
+pub mod kid;
+pub mod metrics;
+pub mod neighbourhoods;
 mod npz;
+mod pairwise;
 pub mod protocol;
+mod random_subset;
 mod singular_values;
 pub mod stats_stamp;
 mod tiles;
 
 pub use bootstrap::bootstrap_spread;
 pub use clip_score::{ClipScore, clip_score};
+pub use cmmd::cmmd;
 pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
+pub use fd_infinity::{FdInfinity, FdInfinityConfig, fd_infinity, fit_fd_infinity};
+pub use feature_set::FeatureSet;
 pub use feature_stats::{FeatureAccumulator, FeatureStats, StatsArrays};
 pub use frechet::{FrechetDistance, FrechetReference, frechet_distance};
+pub use inception_score::{InceptionScore, InceptionScoreConfig, inception_score};
+pub use kid::{KernelDistance, KidConfig, SubsetPair, kernel_distance, kernel_distance_on};
+pub use metrics::{Direction, METRICS, MetricRow, Needs, metric_row};
+pub use neighbourhoods::{NeighbourConfig, NeighbourMetrics, neighbour_metrics};
 pub use protocol::{Measurement, MeasurementTable, Protocol};
 pub use stats_stamp::StatsStamp;
