@@ -28,6 +28,13 @@ impl<'a> FeatureSet<'a> {
         Self::of(values.chunks(dim.max(1)).collect())
     }
 
+    /// Of several blocks of `[n, d]` values, one behind the other.
+    pub(crate) fn of_blocks(
+        blocks: impl Iterator<Item = (&'a [f32], usize)>,
+    ) -> Result<Self, EvalError> {
+        Self::of(blocks.flat_map(|(values, dim)| values.chunks(dim.max(1))).collect())
+    }
+
     fn of(rows: Vec<&'a [f32]>) -> Result<Self, EvalError> {
         let Some(first) = rows.first() else { return Err(EvalError::TooFew { count: 0 }) };
         let dim = first.len();
