@@ -300,6 +300,30 @@ pub enum EvalError {
         /// Each field that differs, with both values.
         fields: Vec<String>,
     },
+    /// A metric that one side has of several models.
+    #[error(
+        "there are several measurements of `{metric}`, of `{first}` and of `{other}`: compare one model \
+         at a time"
+    )]
+    SeveralOfMetric {
+        /// The metric.
+        metric: String,
+        /// Model of the first measurement.
+        first: String,
+        /// Model of the other one.
+        other: String,
+    },
+    /// Two sides without a common metric.
+    #[error(
+        "there is no metric on both sides: one has [{}], the other [{}]",
+        first.join(", "), second.join(", ")
+    )]
+    NothingInCommon {
+        /// Metrics of the first side.
+        first: Vec<String>,
+        /// Metrics of the second side.
+        second: Vec<String>,
+    },
     /// CLIP failed.
     #[error(transparent)]
     Clip(Box<ClipError>),

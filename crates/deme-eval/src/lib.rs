@@ -11,6 +11,7 @@
 pub mod bootstrap;
 pub mod clip_score;
 pub mod cmmd;
+pub mod comparison;
 mod covariance_factor;
 mod error;
 pub mod extractor;
@@ -34,6 +35,7 @@ mod tiles;
 pub use bootstrap::bootstrap_spread;
 pub use clip_score::{ClipScore, clip_score};
 pub use cmmd::cmmd;
+pub use comparison::{ComparedMetric, Comparison, Side, compare, compare_anyway};
 pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
 pub use fd_infinity::{FdInfinity, FdInfinityConfig, fd_infinity, fit_fd_infinity};
@@ -45,5 +47,5 @@ pub use inception_score::{InceptionScore, InceptionScoreConfig, inception_score}
 pub use kid::{KernelDistance, KidConfig, SubsetPair, kernel_distance, kernel_distance_on};
 pub use metrics::{Direction, METRICS, MetricRow, Needs, metric_row};
 pub use neighbourhoods::{NeighbourConfig, NeighbourMetrics, neighbour_metrics};
-pub use protocol::{Measurement, MeasurementTable, Protocol};
+pub use protocol::{Measurement, MeasurementTable, Protocol, SOFTWARE};
 pub use stats_stamp::StatsStamp;

@@ -6,10 +6,13 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
 /// Everything that changes a measurement besides the model.
+///
+/// What is not known, such as the sampler of a folder of pictures from elsewhere, is `None` here and the
+/// word `unknown` in JSON. Unknown is not alike anything known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocol {
-    /// What was computed: `fd_tiny_clip`, `clip_score_tiny_clip`, `fid`, ...
+    /// What was computed: `fd_tiny_clip`, `clip_score_tiny_clip`, `fid`, ...; see [`crate::METRICS`].
     pub metric: String,
     /// Name of the feature extractor.
     pub extractor: String,
@@ -17,6 +20,13 @@ pub struct Protocol {
     pub extractor_hash: String,
     /// How pictures came to the extractor's size.
     pub resizing: String,
+    /// What the pictures were when they were read: `png`, `jpeg`, or `memory` when they never were files.
+    #[serde(with = "unknown", default)]
+    pub image_format: Option<String>,
+    /// The same of the reference's pictures, or `statistics` when only a file of statistics was at hand;
+    /// none for scores without a reference.
+    #[serde(default)]
+    pub reference_format: Option<String>,
     /// Pictures measured.
     pub image_count: u64,
     /// Pictures they are compared with; none for scores without a reference.
@@ -24,25 +34,65 @@ pub struct Protocol {
     /// Hash of the reference pictures or statistics.
     pub reference_hash: Option<String>,
     /// Sampler that made the pictures (`ddim`, `ddpm`, ...).
-    pub sampler: String,
+    #[serde(with = "unknown")]
+    pub sampler: Option<String>,
     /// Its steps.
-    pub steps: usize,
+    #[serde(with = "unknown")]
+    pub steps: Option<usize>,
     /// Its eta: 0 is deterministic.
-    pub eta: f64,
-    /// Weight of classifier-free guidance, where it was used.
+    #[serde(with = "unknown")]
+    pub eta: Option<f64>,
+    /// Weight of classifier-free guidance; none where it was not used, and where sampling is unknown.
     pub guidance: Option<f64>,
     /// Seed of the first picture; picture i has seed `first_seed + i`.
-    pub first_seed: u64,
+    #[serde(with = "unknown")]
+    pub first_seed: Option<u64>,
     /// Whether the model's averaged weights were used.
-    pub ema: bool,
+    #[serde(with = "unknown")]
+    pub ema: Option<bool>,
+    /// Program and version that measured, as [`SOFTWARE`]. A difference is told, not refused.
+    #[serde(with = "unknown", default)]
+    pub software: Option<String>,
     /// The model that was measured, for people. Not part of the protocol proper.
     pub model: String,
     /// Hash of its weights. Not part of the protocol proper.
     pub model_hash: Option<String>,
 }
 
-/// The fields that say which model was measured.
-const IDENTITY: [&str; 2] = ["model", "model_hash"];
+/// This program and its version.
+pub const SOFTWARE: &str = concat!("deme ", env!("CARGO_PKG_VERSION"));
+
+/// The fields that say which model was measured, and by what; they do not make numbers unlike.
+const IDENTITY: [&str; 3] = ["model", "model_hash", "software"];
+
+const UNKNOWN: &str = "unknown";
+
+/// Writes `None` as the word `unknown`.
+mod unknown {
+    use super::UNKNOWN;
+    use serde::de::{DeserializeOwned, Error};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use serde_json::Value;
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => value.serialize(serializer),
+            None => serializer.serialize_str(UNKNOWN),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) if text == UNKNOWN => Ok(None),
+            value => serde_json::from_value(value).map(Some).map_err(D::Error::custom),
+        }
+    }
+}
 
 impl Protocol {
     /// Names of all fields that differ, those of the model's identity among them.
@@ -53,13 +103,36 @@ impl Protocol {
     }
 
     /// The fields that differ although only the model may, each with both values.
-    fn unlike(&self, other: &Self) -> Vec<String> {
+    pub fn unlike(&self, other: &Self) -> Vec<String> {
         let (left, right) = (self.fields(), other.fields());
         let fields = self.differs(other).into_iter();
         fields
             .filter(|field| !IDENTITY.contains(&field.as_str()))
             .map(|field| format!("{field} is {} and {}", left[&field], right[&field]))
             .collect()
+    }
+
+    /// What a reader of two comparable numbers should know: what is unknown of both, and that they were
+    /// measured by two versions of the program.
+    pub fn comparison_notes(&self, other: &Self) -> Vec<String> {
+        let (left, right) = (self.fields(), other.fields());
+        let unknown = |fields: &Map<String, Value>, field: &str| fields[field] == UNKNOWN;
+        let of_both: Vec<&str> = left
+            .keys()
+            .map(String::as_str)
+            .filter(|field| unknown(&left, field) && unknown(&right, field))
+            .filter(|field| !IDENTITY.contains(field))
+            .collect();
+        let mut notes = Vec::new();
+        if !of_both.is_empty() {
+            let fields = of_both.join(", ");
+            notes.push(format!("unknown of both, and perhaps different: {fields}"));
+        }
+        if self.software != other.software {
+            let (left, right) = (&left["software"], &right["software"]);
+            notes.push(format!("measured by {left} and {right}"));
+        }
+        notes
     }
 
     fn fields(&self) -> Map<String, Value> {
@@ -132,37 +205,61 @@ impl MeasurementTable {
 }
 
 #[cfg(test)]
+pub(crate) fn measurement(model: &str, value: f64) -> Measurement {
+    let protocol = Protocol {
+        metric: "fd_tiny_clip".to_owned(),
+        extractor: "tiny_clip".to_owned(),
+        extractor_hash: "00ff".to_owned(),
+        resizing: "none".to_owned(),
+        image_format: Some("memory".to_owned()),
+        reference_format: Some("png".to_owned()),
+        image_count: 512,
+        reference_count: Some(1000),
+        reference_hash: Some("aa".to_owned()),
+        sampler: Some("ddim".to_owned()),
+        steps: Some(50),
+        eta: Some(0.0),
+        guidance: None,
+        first_seed: Some(0),
+        ema: Some(true),
+        software: Some(SOFTWARE.to_owned()),
+        model: model.to_owned(),
+        model_hash: Some(format!("hash of {model}")),
+    };
+    Measurement { value, std_error: None, notes: Vec::new(), protocol }
+}
+
+/// The measurement of a folder of pictures that somebody else made.
+#[cfg(test)]
+pub(crate) fn measurement_from_elsewhere(model: &str, value: f64) -> Measurement {
+    let known = measurement(model, value);
+    let protocol = Protocol {
+        image_format: Some("jpeg".to_owned()),
+        sampler: None,
+        steps: None,
+        eta: None,
+        first_seed: None,
+        ema: None,
+        ..known.protocol
+    };
+    Measurement { protocol, ..known }
+}
+
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-
-    fn measurement(model: &str, value: f64) -> Measurement {
-        let protocol = Protocol {
-            metric: "fd_tiny_clip".to_owned(),
-            extractor: "tiny_clip".to_owned(),
-            extractor_hash: "00ff".to_owned(),
-            resizing: "none".to_owned(),
-            image_count: 512,
-            reference_count: Some(1000),
-            reference_hash: Some("aa".to_owned()),
-            sampler: "ddim".to_owned(),
-            steps: 50,
-            eta: 0.0,
-            guidance: None,
-            first_seed: 0,
-            ema: true,
-            model: model.to_owned(),
-            model_hash: Some(format!("hash of {model}")),
-        };
-        Measurement { value, std_error: None, notes: Vec::new(), protocol }
-    }
 
     #[test]
     fn differs_names_every_field() {
         let a = measurement("before", 1.0).protocol;
         assert!(a.differs(&a).is_empty());
-        let b =
-            Protocol { steps: 20, guidance: Some(7.5), model: "merged".to_owned(), ..a.clone() };
+        let b = Protocol {
+            steps: Some(20),
+            guidance: Some(7.5),
+            model: "merged".to_owned(),
+            ..a.clone()
+        };
         assert_eq!(a.differs(&b), ["steps", "guidance", "model"]);
     }
 
@@ -197,5 +294,49 @@ mod tests {
         assert_eq!(serde_json::from_value::<Measurement>(json.clone()).unwrap(), a);
         json["protocol"]["colour"] = "red".into();
         assert!(serde_json::from_value::<Measurement>(json).is_err());
+    }
+
+    #[test]
+    fn what_is_unknown_is_said_and_read_again() {
+        let a = measurement_from_elsewhere("theirs", 1.0);
+        let json = serde_json::to_value(&a).unwrap();
+        assert_eq!(json["protocol"]["sampler"], "unknown");
+        assert_eq!(json["protocol"]["steps"], "unknown");
+        assert_eq!(serde_json::from_value::<Measurement>(json.clone()).unwrap(), a);
+        let mut wrong = json;
+        wrong["protocol"]["steps"] = "many".into();
+        assert!(serde_json::from_value::<Measurement>(wrong).is_err());
+    }
+
+    #[test]
+    fn measurements_of_earlier_versions_are_read() {
+        let mut json = serde_json::to_value(measurement("before", 1.0)).unwrap();
+        let protocol = json["protocol"].as_object_mut().unwrap();
+        ["image_format", "reference_format", "software"].map(|field| protocol.remove(field));
+        let read = serde_json::from_value::<Measurement>(json).unwrap().protocol;
+        assert_eq!((read.image_format, read.reference_format, read.software), (None, None, None));
+        assert_eq!(read.steps, Some(50));
+    }
+
+    #[test]
+    fn unknown_is_not_alike_anything_known_and_alike_itself_with_a_note() {
+        let known = measurement("ours", 1.0).protocol;
+        let unknown = measurement_from_elsewhere("theirs", 1.0).protocol;
+        let fields = known.unlike(&unknown);
+        assert!(fields.contains(&"sampler is \"ddim\" and \"unknown\"".to_owned()), "{fields:?}");
+        assert!(fields.contains(&"ema is true and \"unknown\"".to_owned()), "{fields:?}");
+        assert!(unknown.unlike(&unknown).is_empty());
+        let notes = unknown.comparison_notes(&unknown);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("sampler, steps, eta, first_seed, ema"), "{notes:?}");
+        assert!(known.comparison_notes(&known).is_empty());
+    }
+
+    #[test]
+    fn another_version_is_told_but_not_refused() {
+        let a = measurement("before", 1.0).protocol;
+        let b = Protocol { software: Some("deme 9.9.9".to_owned()), ..a.clone() };
+        assert!(a.unlike(&b).is_empty());
+        assert!(a.comparison_notes(&b)[0].contains("deme 9.9.9"));
     }
 }
