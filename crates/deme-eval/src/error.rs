@@ -191,6 +191,94 @@ pub enum EvalError {
         /// Pictures found.
         count: u64,
     },
+    /// A file that holds no features, or damaged ones.
+    #[error("{} is no file of features: {reason}", path.display())]
+    FeatureFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another number of features than was announced.
+    #[error("{expected} features were to be written, {found} came")]
+    PartCount {
+        /// Features announced.
+        expected: u64,
+        /// Features that came.
+        found: u64,
+    },
+    /// Parts of two sets of pictures, or of one set by two extractors.
+    #[error(
+        "{} and {} are no parts of one set: {first_stamp} and {other_stamp}",
+        first.display(), other.display()
+    )]
+    UnlikeParts {
+        /// The first file.
+        first: PathBuf,
+        /// Another file.
+        other: PathBuf,
+        /// How the first's features were made.
+        first_stamp: String,
+        /// How the other's were made.
+        other_stamp: String,
+    },
+    /// Pictures that are in two parts.
+    #[error("pictures {from} to {to} (exclusive) are in {} and in another part", path.display())]
+    OverlappingParts {
+        /// The later file.
+        path: PathBuf,
+        /// First picture in both.
+        from: u64,
+        /// One behind the last.
+        to: u64,
+    },
+    /// A part that goes on behind the end of its set.
+    #[error("{} goes on to picture {end} of a set of {total}", path.display())]
+    BeyondTheSet {
+        /// The file.
+        path: PathBuf,
+        /// One behind its last picture.
+        end: u64,
+        /// Pictures of the set.
+        total: u64,
+    },
+    /// Pictures that are in no part.
+    #[error("the features of pictures {from} to {to} (exclusive) are in none of the files")]
+    MissingFeatures {
+        /// First picture missing.
+        from: u64,
+        /// One behind the last.
+        to: u64,
+    },
+    /// No k-th nearest neighbour among so few pictures.
+    #[error("neighbour {k} of a picture is wanted where there are {count} pictures")]
+    Neighbours {
+        /// Which neighbour.
+        k: usize,
+        /// Pictures of the side.
+        count: usize,
+    },
+    /// More splits than pictures, or none.
+    #[error("{count} pictures cannot be scored in {splits} splits")]
+    Splits {
+        /// Splits wanted.
+        splits: usize,
+        /// Pictures found.
+        count: usize,
+    },
+    /// No line through distances at several numbers of pictures.
+    #[error(
+        "a distance at infinity needs 3 points or more between {least} pictures and all, found \
+         {points} points and {count} pictures"
+    )]
+    Points {
+        /// Points wanted or found.
+        points: usize,
+        /// The smallest number of pictures; 2 or more.
+        least: usize,
+        /// Pictures found.
+        count: usize,
+    },
     /// Pictures and captions do not pair up.
     #[error("there are {images} picture embeddings but {texts} caption embeddings")]
     Pairs {

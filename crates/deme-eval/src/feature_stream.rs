@@ -79,10 +79,7 @@ impl Prepared {
         hasher.update(picture.width.to_le_bytes());
         hasher.update(picture.height.to_le_bytes());
         hasher.update(&picture.pixels);
-        Self {
-            image_unit: extractor.prepare(picture),
-            pixels_hash: hasher.finalize().into(),
-        }
+        Self { image_unit: extractor.prepare(picture), pixels_hash: hasher.finalize().into() }
     }
 }
 

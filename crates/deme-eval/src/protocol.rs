@@ -81,7 +81,9 @@ impl Protocol {
         let fields = self.differs(other).into_iter();
         fields
             .filter(|field| !IDENTITY.contains(&field.as_str()))
-            .map(|field| format!("{field} is {} and {}", said(left.get(&field)), said(right.get(&field))))
+            .map(|field| {
+                format!("{field} is {} and {}", said(left.get(&field)), said(right.get(&field)))
+            })
             .collect()
     }
 
@@ -198,7 +200,8 @@ pub fn pair(a: &[Measurement], b: &[Measurement]) -> Result<Vec<Pair>, EvalError
     }
     if pairs.is_empty() {
         let names = |set: &[Measurement]| {
-            let names = set.iter().map(|m| format!("{} of {}", m.protocol.metric, m.protocol.model));
+            let names =
+                set.iter().map(|m| format!("{} of {}", m.protocol.metric, m.protocol.model));
             names.collect::<Vec<_>>().join(", ")
         };
         return Err(EvalError::NothingInCommon { left: names(a), right: names(b) });
@@ -253,8 +256,12 @@ mod tests {
     fn differs_names_every_field() {
         let a = measurement("before", 1.0).protocol;
         assert!(a.differs(&a).is_empty());
-        let b =
-            Protocol { steps: Some(20), guidance: Some(7.5), model: "merged".to_owned(), ..a.clone() };
+        let b = Protocol {
+            steps: Some(20),
+            guidance: Some(7.5),
+            model: "merged".to_owned(),
+            ..a.clone()
+        };
         assert_eq!(a.differs(&b), ["steps", "guidance", "model"]);
     }
 

@@ -28,9 +28,8 @@ pub fn run(arguments: &ClipScoreArguments) -> Result<(), Problem> {
 
     let measurement = measurement(arguments, &clip, &pairs, &found);
     let scored = pairs.iter().zip(&found.pairs);
-    let name = |file: &Path| {
-        file.strip_prefix(&arguments.images).unwrap_or(file).display().to_string()
-    };
+    let name =
+        |file: &Path| file.strip_prefix(&arguments.images).unwrap_or(file).display().to_string();
     if arguments.json {
         let mut value = json!({
             "measurements": [measurement],

@@ -19,8 +19,9 @@ pub fn run(arguments: &CompareArguments) -> Result<(), Problem> {
     if !unlike.is_empty() && !arguments.force {
         return Err(Problem::Usage {
             message: format!("the numbers were made differently: {}", unlike.join("; ")),
-            help: "measure both in the same way, or add --force to see them side by side all the same"
-                .into(),
+            help:
+                "measure both in the same way, or add --force to see them side by side all the same"
+                    .into(),
         });
     }
     let mut text = String::new();
@@ -50,10 +51,12 @@ fn lines(pair: &Pair) -> String {
 /// What `--json` printed, or the rows of a run's `metrics.json`.
 fn measurements(path: &Path) -> Result<Vec<Measurement>, Problem> {
     let text = std::fs::read_to_string(path).map_err(|error| Problem::read(path, error))?;
-    let refused = |reason: String| Problem::Usage {
+    let refused = |reason: String| {
+        Problem::Usage {
         message: format!("{} holds no measurements: {reason}", path.display()),
         help: "give what `deme fid --json` or `deme clip-score --json` printed, or a run's metrics.json"
             .into(),
+    }
     };
     let json: Value = serde_json::from_str(&text).map_err(|error| refused(error.to_string()))?;
     let found = match (json.get("measurements"), json.get("rows")) {

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use deme_eval::{
-    FeatureStats, Measurement, Protocol, SOFTWARE, StatsStamp, frechet_distance,
-};
+use deme_eval::{FeatureStats, Measurement, Protocol, SOFTWARE, StatsStamp, frechet_distance};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -66,10 +64,9 @@ fn protocol(metric: String, a: &FeatureSet, b: &FeatureSet) -> Protocol {
         image_count: a.stats.count(),
         reference_format: reference.map(|stamp| stamp.image_format.clone()),
         reference_count: b.stats.count(),
-        reference_hash: Some(reference.map_or_else(
-            || contents_hash(&b.stats),
-            |stamp| stamp.reference_hash.clone(),
-        )),
+        reference_hash: Some(
+            reference.map_or_else(|| contents_hash(&b.stats), |stamp| stamp.reference_hash.clone()),
+        ),
         sampler: None,
         steps: None,
         eta: None,

@@ -41,7 +41,8 @@ impl<'a> Context<'a> {
         let data = DataSet::open(&recipe.data)?;
         if recipe.evaluation.extractor.is_none() && !data.has_captions() {
             return Err(Problem::Impossible {
-                message: "the pictures have no captions, so no CLIP can be trained to judge with".into(),
+                message: "the pictures have no captions, so no CLIP can be trained to judge with"
+                    .into(),
                 help: "add captions (metadata.jsonl), or name an extractor, as in --set \
                        evaluation.extractor='{ kind = \"inception\" }'"
                     .into(),
