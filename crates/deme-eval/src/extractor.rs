@@ -31,9 +31,20 @@ pub trait FeatureExtractor: Sync {
     /// [`EvalError`] when a picture has another shape or a feature is not finite.
     fn features(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, EvalError>;
 
-    /// Name of the Fréchet distance on these features.
-    fn frechet_metric(&self) -> String {
-        format!("fd_{}", self.name())
+    /// Class logits of the features, for the Inception score; `None` when these features have none.
+    fn class_logits(&self, features: &[Vec<f32>]) -> Option<Result<Vec<Vec<f32>>, EvalError>> {
+        let _ = features;
+        None
+    }
+}
+
+/// Name of the Fréchet distance on the features of an extractor of this name: `fid` and `clean_fid` on the
+/// features these are defined on.
+pub fn frechet_metric(extractor: &str) -> String {
+    match extractor {
+        "inception_pool3" => "fid".to_owned(),
+        "clean_inception_pool3" => "clean_fid".to_owned(),
+        other => format!("fd_{other}"),
     }
 }
 

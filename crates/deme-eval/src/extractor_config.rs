@@ -72,7 +72,11 @@ impl ExtractorConfig {
             Self::Dinov2 { .. } => Box::new(Dinov2Extractor::new(Dinov2::load(weights, device)?)),
             Self::Clip { architecture, features, .. } => {
                 let clip = Clip::open(weights, architecture.as_deref(), device)?;
-                Box::new(ClipExtractor::new("clip", clip, *features))
+                let name = match features {
+                    ImageFeatures::Projected => "clip",
+                    ImageFeatures::Pooled => "clip_pooled",
+                };
+                Box::new(ClipExtractor::new(name, clip, *features))
             }
         })
     }

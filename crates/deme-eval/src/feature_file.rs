@@ -18,7 +18,7 @@ const TENSOR: &str = "features";
 const METADATA: &str = "deme_features";
 
 /// Which pictures of which set a file holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FeaturePart {
     /// How the features of the whole set were made; its count is the whole set's.

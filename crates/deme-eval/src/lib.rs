@@ -43,7 +43,9 @@ pub use clip_score::{ClipScore, PairScores, clip_score, clip_scores, score_pairs
 pub use cmmd::cmmd;
 pub use dinov2::{Dinov2, Dinov2Config, Dinov2Extractor, PositionInterpolation};
 pub use error::EvalError;
-pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
+pub use extractor::{
+    ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats, frechet_metric,
+};
 pub use extractor_config::ExtractorConfig;
 pub use fd_infinity::{FdInfinity, FdInfinityConfig, fd_infinity, fit_fd_infinity};
 pub use feature_file::{FeatureFile, FeaturePart, FeatureParts, names_hash, write_feature_file};
@@ -57,4 +59,4 @@ pub use kid::{KernelDistance, KidConfig, SubsetPair, kernel_distance, kernel_dis
 pub use metrics::{Direction, METRICS, MetricRow, Needs, metric_row};
 pub use neighbourhoods::{NeighbourConfig, NeighbourMetrics, neighbour_metrics};
 pub use protocol::{Measurement, MeasurementTable, Pair, Protocol, SOFTWARE, pair};
-pub use stats_stamp::StatsStamp;
+pub use stats_stamp::{SamplingStamp, StatsStamp};

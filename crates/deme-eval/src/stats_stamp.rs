@@ -5,7 +5,7 @@ use crate::EvalError;
 use serde::{Deserialize, Serialize};
 
 /// What decides features besides the pictures, and which pictures they are of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StatsStamp {
     /// Name of the feature extractor, such as `inception` or `dinov2`.
@@ -18,8 +18,33 @@ pub struct StatsStamp {
     pub image_format: String,
     /// Number of pictures.
     pub count: u64,
-    /// Hash of the pictures.
+    /// Hash of the pictures, or of everything they were drawn from.
     pub reference_hash: String,
+    /// How the pictures were drawn, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<SamplingStamp>,
+}
+
+/// How pictures were drawn from a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplingStamp {
+    /// The model, for people.
+    pub model: String,
+    /// Hash of its weights.
+    pub model_hash: String,
+    /// Sampler (`ddim`, `ddpm`, ...).
+    pub sampler: String,
+    /// Its steps.
+    pub steps: usize,
+    /// Its eta: 0 is deterministic.
+    pub eta: f64,
+    /// Weight of classifier-free guidance, where it was used.
+    pub guidance: Option<f64>,
+    /// Seed of the first picture; picture i has seed `first_seed + i`.
+    pub first_seed: u64,
+    /// Number of pictures.
+    pub count: u64,
 }
 
 impl StatsStamp {
@@ -62,6 +87,7 @@ pub(crate) fn stamp_of(extractor: &str, count: u64) -> StatsStamp {
         image_format: "png".to_owned(),
         count,
         reference_hash: "00ff".to_owned(),
+        sampling: None,
     }
 }
 

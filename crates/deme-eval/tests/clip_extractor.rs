@@ -3,7 +3,9 @@
 
 use burn::tensor::Device;
 use deme_clip::{Clip, ClipConfig, ClipModel, ClipPreprocessor};
-use deme_eval::{ClipExtractor, EvalError, FeatureExtractor, ImageFeatures, feature_stats};
+use deme_eval::{
+    ClipExtractor, EvalError, FeatureExtractor, ImageFeatures, feature_stats, frechet_metric,
+};
 use deme_nn::Init;
 
 fn clip() -> Clip {
@@ -45,10 +47,10 @@ fn statistics_do_not_depend_on_the_batch_size() {
 #[test]
 fn the_metric_is_named_after_the_extractor() {
     let tiny = ClipExtractor::tiny(clip());
-    assert_eq!(tiny.frechet_metric(), "fd_tiny_clip");
+    assert_eq!(frechet_metric(tiny.name()), "fd_tiny_clip");
     assert_eq!((tiny.dim(), tiny.image_shape()), (12, [3, 8, 8]));
     let projected = ClipExtractor::new("other", clip(), ImageFeatures::Projected);
-    assert_eq!((projected.dim(), projected.frechet_metric().as_str()), (6, "fd_other"));
+    assert_eq!((projected.dim(), frechet_metric(projected.name()).as_str()), (6, "fd_other"));
     assert_eq!(projected.weights_hash(), tiny.weights_hash());
     assert_eq!(projected.features(&[&pictures(1)[0]]).unwrap()[0].len(), 6);
 }

@@ -285,7 +285,6 @@ fn the_extractor_is_named_after_the_size() {
     let extractor = Dinov2Extractor::new(dinov2);
     assert_eq!((extractor.name(), extractor.dim()), ("dinov2_64x1", 64));
     assert_eq!(extractor.image_shape(), [3, 224, 224]);
-    assert_eq!(extractor.frechet_metric(), "fd_dinov2_64x1");
     let shape = extractor.dinov2().config();
     for (width, layers, name) in [
         (384, 12, "dinov2_vits14"),

@@ -122,17 +122,53 @@ pub struct SampleArguments {
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
     /// Folder for the pictures
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["save_stats", "save_features"])]
+    pub out: Option<PathBuf>,
     /// Also write all pictures in one, to this PNG file
     #[arg(long, value_name = "FILE")]
     pub grid: Option<PathBuf>,
+    /// Draw only the K-th of M parts of the pictures, as in 2/4; each part can be drawn by a process of its own
+    #[arg(long, value_name = "K/M", value_parser = parse_part)]
+    pub part: Option<Part>,
+    /// Write the statistics of the pictures' features (mu, sigma) to this .npz; no picture need be written
+    #[arg(long, value_name = "FILE", conflicts_with = "part")]
+    pub save_stats: Option<PathBuf>,
+    /// Write the pictures' features to this .safetensors; parts in one folder make a whole for deme fid
+    #[arg(long, value_name = "FILE")]
+    pub save_features: Option<PathBuf>,
+    #[command(flatten)]
+    pub extractor: ExtractorArguments,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
     /// Say nothing but errors
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// One of several parts of a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which, counted from 1.
+    pub number: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Part {
+    /// The positions of this part among `count`.
+    pub fn range(self, count: usize) -> std::ops::Range<usize> {
+        (self.number - 1) * count / self.of..self.number * count / self.of
+    }
+}
+
+/// `K/M` with K from 1 to M.
+fn parse_part(text: &str) -> Result<Part, String> {
+    let numbers = text.split_once('/').and_then(|(k, m)| Some((k.parse().ok()?, m.parse().ok()?)));
+    match numbers {
+        Some((number, of)) if (1..=of).contains(&number) => Ok(Part { number, of }),
+        _ => Err("write K/M, as in 2/4, with K from 1 to M".into()),
+    }
 }
 
 /// Arguments of `deme merge`.
@@ -278,13 +314,15 @@ pub struct ExtractorArguments {
 pub struct FidArguments {
     /// The pictures in question: a folder of them, statistics (.npz), or cached features (.safetensors, or a
     /// folder of such parts)
-    pub a: PathBuf,
+    #[arg(required_unless_present = "list_metrics")]
+    pub a: Option<PathBuf>,
     /// The reference, likewise
-    #[arg(required_unless_present_any = ["save_stats", "save_features"])]
+    #[arg(required_unless_present_any = ["save_stats", "save_features", "list_metrics"])]
     pub b: Option<PathBuf>,
     #[command(flatten)]
     pub extractor: ExtractorArguments,
-    /// What to compute, separated by commas; --list-metrics tells the names
+    /// What to compute, separated by commas: fd (the FID on Inception's features), kid, prdc, ..; --list-metrics
+    /// tells the names
     #[arg(long, value_delimiter = ',', value_name = "NAME,NAME,..", default_value = "fd")]
     pub metrics: Vec<String>,
     /// The first so many pictures of each folder, in the order of their names
@@ -302,9 +340,12 @@ pub struct FidArguments {
     /// Leave out pictures that cannot be read, name them, and go on
     #[arg(long)]
     pub skip_broken: bool,
-    /// What subsets and resamplings are drawn from
+    /// What subsets are drawn from
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Print the metrics with their papers, and stop
+    #[arg(long)]
+    pub list_metrics: bool,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
@@ -360,6 +401,18 @@ pub struct CompareArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_cover_the_whole_once() {
+        for (count, of) in [(10, 3), (2, 4), (7, 7), (1000, 6)] {
+            let parts = (1..=of).map(|number| Part { number, of }.range(count));
+            assert_eq!(parts.flatten().collect::<Vec<_>>(), (0..count).collect::<Vec<_>>());
+        }
+        assert_eq!(parse_part("2/4"), Ok(Part { number: 2, of: 4 }));
+        for wrong in ["", "2", "0/4", "5/4", "a/b", "1/0", "-1/4"] {
+            assert!(parse_part(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

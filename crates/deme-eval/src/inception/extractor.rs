@@ -1,6 +1,6 @@
 //! Pictures to Inception features, by the protocols that published numbers follow.
 
-use super::{Inception, InceptionBlock, rows};
+use super::{Inception, InceptionBlock, LogitBias, rows};
 use crate::extractor::image_unit;
 use crate::{EvalError, FeatureExtractor};
 use burn::tensor::{Tensor, TensorData};
@@ -69,7 +69,10 @@ impl InceptionExtractor {
 
 impl FeatureExtractor for InceptionExtractor {
     fn name(&self) -> &str {
-        self.block.name()
+        match self.protocol {
+            InceptionProtocol::PytorchFid => self.block.name(),
+            InceptionProtocol::CleanFid => self.block.clean_name(),
+        }
     }
 
     fn weights_hash(&self) -> &str {
@@ -119,14 +122,9 @@ impl FeatureExtractor for InceptionExtractor {
         Ok(features)
     }
 
-    /// `fid` and `clean_fid` on the features these are defined on.
-    fn frechet_metric(&self) -> String {
-        match (self.protocol, self.block) {
-            (InceptionProtocol::PytorchFid, InceptionBlock::Pool3) => "fid".to_owned(),
-            (InceptionProtocol::CleanFid, InceptionBlock::Pool3) => "clean_fid".to_owned(),
-            (InceptionProtocol::PytorchFid, block) => format!("fd_{}", block.name()),
-            (InceptionProtocol::CleanFid, block) => format!("clean_fd_{}", block.name()),
-        }
+    fn class_logits(&self, features: &[Vec<f32>]) -> Option<Result<Vec<Vec<f32>>, EvalError>> {
+        (self.block == InceptionBlock::Pool3)
+            .then(|| self.inception.logits(features, LogitBias::LeftOut))
     }
 }
 

@@ -65,6 +65,18 @@ impl InceptionBlock {
     }
 }
 
+impl InceptionBlock {
+    /// The name of an extractor of these features by clean-fid's protocol.
+    pub fn clean_name(self) -> &'static str {
+        match self {
+            Self::Pool1 => "clean_inception_pool1",
+            Self::Pool2 => "clean_inception_pool2",
+            Self::PreAux => "clean_inception_preaux",
+            Self::Pool3 => "clean_inception_pool3",
+        }
+    }
+}
+
 /// Whether logits contain the last layer's bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogitBias {

@@ -12,13 +12,14 @@ use deme_diffusion::{
 };
 use deme_eval::{
     ClipExtractor, FeatureExtractor, FeatureStats, Measurement, Protocol, SOFTWARE,
-    bootstrap_spread, frechet_distance, stream_features,
+    bootstrap_spread, frechet_distance, frechet_metric, stream_features,
 };
 use deme_merge::{Dtype, StateDict, StoredTensor};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Problem;
 use crate::extractors;
+use crate::feature_sets::IN_MEMORY;
 use crate::progress::Progress;
 use crate::report::RealDistance;
 use crate::run_dir::{resume_folder, seed_for, write_json};
@@ -194,9 +195,6 @@ impl Drawing<'_> {
     }
 }
 
-/// The format of pictures that were never in a file, or were prepared before they were measured.
-const IN_MEMORY: &str = "memory";
-
 /// How often the generated images are resampled for the spread.
 pub const BOOTSTRAP_DRAWS: u64 = 50;
 
@@ -232,7 +230,7 @@ pub fn metrics(
         std_error: Some(spread),
         notes: distance.notes(),
         protocol: Protocol {
-            metric: extractor.frechet_metric(),
+            metric: frechet_metric(extractor.name()),
             settings: BTreeMap::new(),
             extractor: Some(extractor.name().to_owned()),
             extractor_hash: Some(extractor.weights_hash().to_owned()),
@@ -253,7 +251,7 @@ pub fn metrics(
             model_hash: Some(row.samples.key.to_string()),
         },
     };
-    progress.finish(&format!("{} {:.4}", extractor.frechet_metric(), measurement.value));
+    progress.finish(&format!("{} {:.4}", frechet_metric(extractor.name()), measurement.value));
     let metrics = RowMetrics { feature_dim: extractor.dim(), measurements: vec![measurement] };
     write_json(&folder.join("metrics.json"), &metrics)
 }
@@ -269,9 +267,9 @@ pub fn real_distance(context: &Context<'_>, plan: &Plan, folder: &Path) -> Resul
         Ok(FeatureStats::of(&features(&*extractor, pictures, indices)?)?)
     };
     let distance = frechet_distance(&stats(train)?, &stats(&context.split().report)?)?.distance;
-    progress.finish(&format!("{} {distance:.4}", extractor.frechet_metric()));
+    progress.finish(&format!("{} {distance:.4}", frechet_metric(extractor.name())));
     let found =
-        RealDistance { metric: extractor.frechet_metric(), pictures: train.len(), distance };
+        RealDistance { metric: frechet_metric(extractor.name()), pictures: train.len(), distance };
     write_json(&folder.join("real_distance.json"), &found)
 }
 
