@@ -97,16 +97,19 @@ fn the_distance_of_a_folder_to_itself_is_zero() {
     let mut sample = support::deme();
     sample.arg("sample").arg("--model").arg(out.join("merged")).arg("--out").arg(&pictures);
     succeed(sample.args(["--num", "9", "--steps", "2", "--grid"]).arg(&grid));
-    assert_eq!(files(&pictures).len(), 9);
+    // Nine pictures, and how they were drawn.
+    assert_eq!(files(&pictures).len(), 10);
     assert_eq!(deme_data::read_picture(&grid).unwrap().width, 3 * 8 + 4 * 2);
     let stages = std::fs::read_dir(out.join("stages")).unwrap().map(|entry| entry.unwrap().path());
     let clip = stages.into_iter().find(|path| path.to_string_lossy().contains("clip-")).unwrap();
     let mut fd = support::deme();
-    fd.arg("fd").arg(&pictures).arg(&pictures).arg("--extractor").arg(clip.join("clip"));
-    let said = succeed(fd.arg("--json"));
+    fd.arg("fd").arg(&pictures).arg(&pictures).args(["--extractor", "clip", "--weights"]);
+    let said = succeed(fd.arg(clip.join("clip")).arg("--json"));
     let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
-    assert!(said["value"].as_f64().unwrap().abs() < 1e-6, "{said}");
-    assert_eq!(said["counts"], serde_json::json!([9, 9]));
+    let found = &said["measurements"][0];
+    assert!(found["value"].as_f64().unwrap().abs() < 1e-6, "{said}");
+    assert_eq!(found["protocol"]["image_count"], 9);
+    assert_eq!(found["protocol"]["sampler"], "ddim");
 }
 
 #[test]

@@ -79,6 +79,12 @@ batch_size = 8
 checkpoint_every = 4
 "#;
 
+/// The folder of the reference numbers.
+pub fn fixtures() -> PathBuf {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures");
+    std::env::var_os("DEME_FIXTURES").map_or(default, PathBuf::from)
+}
+
 /// The program under test.
 pub fn deme() -> Command {
     Command::new(env!("CARGO_BIN_EXE_deme"))
