@@ -200,7 +200,7 @@ impl FeatureSource {
             Ok(())
         })?;
         progress.finish(&format!("{} pictures", names.len()));
-        let format = format_of(files.iter().map(PathBuf::as_path));
+        let format = format_of(names.iter().map(Path::new));
         collected.finish(folder, format, sampling, skipped, names)
     }
 }

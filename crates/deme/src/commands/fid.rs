@@ -235,7 +235,11 @@ fn measure(
                 found.settings = vec![("k", json!(k))];
             }
         }
-        found.notes.extend(notes.iter().cloned());
+        for note in &notes {
+            if !found.notes.contains(note) {
+                found.notes.push(note.clone());
+            }
+        }
         measurements.push(found.into_measurement(name, a, b));
     }
     Ok(measurements)
