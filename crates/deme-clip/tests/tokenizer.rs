@@ -29,13 +29,16 @@ fn all_hold(tokenizer: &CaptionTokenizer, cases: &[(String, Vec<u32>)]) {
 
 #[test]
 fn ids_are_clips_from_every_source() {
-    let cases = cases(&fixtures().join("tokenizer/clip_cases.json"));
+    let mut cases = cases(&fixtures().join("tokenizer/clip_cases.json"));
     let len = cases[0].1.len();
+    all_hold(&CaptionTokenizer::published(CaptionCleaning::OpenClip, len).unwrap(), &cases);
+
+    // The ids are OpenAI's, who read HTML's references and straighten quotes. Hugging Face does not.
+    cases.retain(|(text, _)| !text.contains(['&', '‘', '’', '“', '”']));
     let published = CaptionTokenizer::published(CaptionCleaning::HuggingFace, len).unwrap();
     assert_eq!(published.special_ids(), [49_406, 49_407, 0]);
     assert_eq!(published.vocab_size(), 49_408);
     all_hold(&published, &cases);
-    all_hold(&CaptionTokenizer::published(CaptionCleaning::OpenClip, len).unwrap(), &cases);
 
     let folder = tempfile::tempdir().unwrap();
     assert!(CaptionTokenizer::load_folder(folder.path(), len).unwrap().is_none());
