@@ -161,15 +161,16 @@ impl CaptionTokenizer {
     ) -> Result<Self, ClipError> {
         let merged = || -> Result<Tokenizer, tokenizers::Error> {
             let mut inner = Tokenizer::new(vocabulary.into_model(marks[1])?);
-            // open_clip's code ignores case here, too: the long s ends an English word for it.
-            let pieces = match cleaning {
-                CaptionCleaning::HuggingFace => PIECES.to_owned(),
-                CaptionCleaning::OpenClip => format!("(?i:{PIECES})"),
+            // open_clip ignores case here, too: the long s ends an English word for it. Hugging Face cuts
+            // the pieces once more by GPT-2's rules.
+            let (pieces, again) = match cleaning {
+                CaptionCleaning::HuggingFace => (PIECES.to_owned(), true),
+                CaptionCleaning::OpenClip => (format!("(?i:{PIECES})"), false),
             };
             let removed = SplitDelimiterBehavior::Removed;
             inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
                 Split::new(SplitPattern::Regex(pieces), removed, true)?.into(),
-                ByteLevel::new(false, true, true).into(),
+                ByteLevel::new(false, true, again).into(),
             ])));
             if cleaning == CaptionCleaning::HuggingFace {
                 let blanks = ReplacePattern::Regex(r"\s+".to_owned());
