@@ -10,6 +10,10 @@ use std::ops::Range;
 /// Pictures of each side in a tile.
 pub(crate) const TILE: usize = 256;
 
+/// Share of the squared lengths below which their difference is rounding. Features are f32: what differs
+/// at all differs by more, unless only in its smallest entries.
+const CANCELLED: f64 = 1e-13;
+
 /// Which tiles are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tiles {
@@ -35,10 +39,11 @@ impl ProductTile<'_> {
         self.products[(row, column)]
     }
 
-    /// Squared distance, both counted from the tile's corner.
+    /// Squared distance, both counted from the tile's corner. Of equal features it is exactly 0.
     pub(crate) fn squared_distance(&self, row: usize, column: usize) -> f64 {
         let squares = self.row_squares[row] + self.column_squares[column];
-        (squares - 2.0 * self.products[(row, column)]).max(0.0)
+        let distance = squares - 2.0 * self.products[(row, column)];
+        if distance > CANCELLED * squares { distance } else { 0.0 }
     }
 }
 
