@@ -268,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn copies_of_one_picture_are_at_distance_zero() {
+        // Six copies of each of 50 real pictures: their radii are 0, and only copies lie within.
+        let pictures = random(50, 40, 0.3, 7);
+        let real: Vec<f32> = (0..6).flat_map(|_| pictures.clone()).collect();
+        let found = metrics(&pictures, &real, 40, &NeighbourConfig::default());
+        assert_eq!((found.precision, found.density, found.coverage), (1.0, 0.0, 0.0));
+        let others = metrics(&random(50, 40, 0.3, 8), &real, 40, &NeighbourConfig::default());
+        assert_eq!(others.precision, 0.0);
+    }
+
+    #[test]
     fn threads_change_no_bit() {
         let (x, y) = (random(700, 6, 0.1, 1), random(600, 6, 0.0, 2));
         let of = |threads| {

@@ -10,6 +10,10 @@ use std::ops::Range;
 /// Pictures of each side in a tile.
 pub(crate) const TILE: usize = 256;
 
+/// Share of the squared lengths below which their difference is rounding. Features are f32: what differs
+/// at all differs by more, unless only in its smallest entries.
+const CANCELLED: f64 = 1e-13;
+
 /// Which tiles are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tiles {
@@ -35,10 +39,11 @@ impl ProductTile<'_> {
         self.products[(row, column)]
     }
 
-    /// Squared distance, both counted from the tile's corner.
+    /// Squared distance, both counted from the tile's corner. Of equal features it is exactly 0.
     pub(crate) fn squared_distance(&self, row: usize, column: usize) -> f64 {
         let squares = self.row_squares[row] + self.column_squares[column];
-        (squares - 2.0 * self.products[(row, column)]).max(0.0)
+        let distance = squares - 2.0 * self.products[(row, column)];
+        if distance > CANCELLED * squares { distance } else { 0.0 }
     }
 }
 
@@ -119,6 +124,18 @@ mod tests {
             }
         });
         assert!(seen.iter().all(|&times| times == 1));
+    }
+
+    #[test]
+    fn equal_features_are_at_distance_zero_and_others_are_not() {
+        // Entries whose squares are not exact, in sums that are taken in different orders.
+        let x: Vec<f32> = (0..30 * 40).map(|k| (k as f32 * 0.7).sin() * 3.3).collect();
+        let x = FeatureSet::of_flat(&x, 40).unwrap();
+        let right = |tile: &ProductTile<'_>| {
+            let pairs = (0..30).flat_map(|r| (0..30).map(move |c| (r, c)));
+            pairs.into_iter().all(|(r, c)| (tile.squared_distance(r, c) == 0.0) == (r == c))
+        };
+        for_each_tile_row(&x, &x, Tiles::All, right, |_, tiles| assert!(tiles[0].1));
     }
 
     #[test]

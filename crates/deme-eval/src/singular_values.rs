@@ -48,7 +48,7 @@ pub(crate) fn singular_values(matrix: Mat<f64>) -> Result<Vec<f64>, NoConvergenc
     }
     let mut square = upper_factor(matrix);
     reduce_to_band(&mut square);
-    let (diagonal, above) = Band::of(&square).to_bidiagonal();
+    let (diagonal, above) = Band::of(&square).into_bidiagonal();
     let values = bidiagonal_singular_values(diagonal, above, MAX_SWEEPS)?;
     Ok(values.into_iter().map(|value| value * scale).collect())
 }
@@ -161,7 +161,7 @@ impl Band {
     /// columns pushes entries out of the band's upper edge, one block further down; and so on to the
     /// end. Only the first row and column of each block are cleaned: the next row's chase, one entry
     /// further, does the rest.
-    fn to_bidiagonal(mut self) -> (Vec<f64>, Vec<f64>) {
+    fn into_bidiagonal(mut self) -> (Vec<f64>, Vec<f64>) {
         let mut reflection = [0.0; BAND];
         for first in 0..self.dim.saturating_sub(1) {
             let (mut row, mut start) = (first, first + 1);

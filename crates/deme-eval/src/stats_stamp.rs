@@ -93,6 +93,7 @@ pub(crate) fn stamp_of(extractor: &str, count: u64) -> StatsStamp {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
