@@ -129,8 +129,8 @@ mod tests {
     #[test]
     fn equal_features_are_at_distance_zero_and_others_are_not() {
         // Entries whose squares are not exact, in sums that are taken in different orders.
-        let x: Vec<f32> = (0..30 * 40).map(|k| (k as f32 * 0.7).sin() * 3.3).collect();
-        let x = FeatureSet::of_flat(&x, 40).unwrap();
+        let x: Vec<f32> = (0..30 * 900).map(|k| (k as f32 * 0.7).sin() * 3.3).collect();
+        let x = FeatureSet::of_flat(&x, 900).unwrap();
         let right = |tile: &ProductTile<'_>| {
             let pairs = (0..30).flat_map(|r| (0..30).map(move |c| (r, c)));
             pairs.into_iter().all(|(r, c)| (tile.squared_distance(r, c) == 0.0) == (r == c))
