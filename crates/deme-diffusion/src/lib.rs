@@ -19,7 +19,7 @@ pub use checkpoint::{
     CheckpointError, LoadedModel, PipelineFolder, load_pipeline, save_pipeline,
     save_pipeline_weights,
 };
-pub use denoiser::{Denoiser, DenoiserFn};
+pub use denoiser::{ConditionalDenoiser, Conditioned, Denoiser, DenoiserFn};
 pub use noise::standard_normal;
 pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates, ScheduleError};
 pub use prediction::PredictionType;

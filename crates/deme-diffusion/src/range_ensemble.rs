@@ -3,7 +3,7 @@
 //! DeMe (Ma et al. 2025), tables 1 and 2, "before merge".
 //! Not here: how the experts are trained or merged.
 
-use crate::denoiser::Denoiser;
+use crate::denoiser::{ConditionalDenoiser, Denoiser};
 use crate::timestep::{TimestepError, TimestepRange, range_index};
 use burn::tensor::Tensor;
 
@@ -14,7 +14,7 @@ pub struct RangeEnsemble<D> {
     num_train_timesteps: usize,
 }
 
-impl<D: Denoiser> RangeEnsemble<D> {
+impl<D> RangeEnsemble<D> {
     /// An ensemble of `experts`, in the order of their ranges ([`TimestepRange::split`]).
     ///
     /// # Errors
@@ -36,6 +36,38 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
     /// # Panics
     /// When some t >= T, or when there is not one t per image.
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
+        self.by_expert(x_t, t, |expert, x_t, t, _| expert.predict(x_t, t))
+    }
+}
+
+impl<D: ConditionalDenoiser> ConditionalDenoiser for RangeEnsemble<D> {
+    /// As without a condition; each image takes its own sequence along.
+    ///
+    /// # Panics
+    /// When some t >= T, or when there is not one t per image.
+    fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+        self.by_expert(x_t, t, |expert, x_t, t, images| {
+            let condition = match images {
+                None => condition.clone(),
+                Some(images) => {
+                    let row = |&i: &usize| condition.clone().narrow(0, i, 1);
+                    Tensor::cat(images.iter().map(row).collect(), 0)
+                }
+            };
+            expert.predict(x_t, t, condition)
+        })
+    }
+}
+
+impl<D> RangeEnsemble<D> {
+    /// `predict` by every expert on the images of its timesteps. Its last argument says which images of the
+    /// batch these are, when they are not all.
+    fn by_expert(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        predict: impl Fn(&D, Tensor<4>, &[usize], Option<&[usize]>) -> Tensor<4>,
+    ) -> Tensor<4> {
         assert_eq!(x_t.dims()[0], t.len(), "each image has one timestep");
         let n = self.experts.len();
         let chosen: Vec<usize> = t
@@ -48,7 +80,7 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
         if let Some(&first) = chosen.first()
             && chosen.iter().all(|&expert| expert == first)
         {
-            return self.experts[first].predict(x_t, t);
+            return predict(&self.experts[first], x_t, t, None);
         }
         let image = |batch: &Tensor<4>, i: usize| batch.clone().narrow(0, i, 1);
         let mut outputs: Vec<Option<Tensor<4>>> = vec![None; t.len()];
@@ -59,7 +91,7 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
             }
             let images = mine.iter().map(|&i| image(&x_t, i)).collect();
             let times: Vec<usize> = mine.iter().map(|&i| t[i]).collect();
-            let output = expert.predict(Tensor::cat(images, 0), &times);
+            let output = predict(expert, Tensor::cat(images, 0), &times, Some(&mine));
             for (row, &i) in mine.iter().enumerate() {
                 outputs[i] = Some(image(&output, row));
             }
@@ -91,11 +123,36 @@ mod tests {
         }
     }
 
-    fn predict(t: &[usize]) -> Vec<f32> {
-        let ensemble = RangeEnsemble::new((0..4).map(Expert).collect(), 20).unwrap();
+    /// The same, and what it is conditioned on.
+    #[derive(Debug)]
+    struct ConditionalExpert(usize);
+
+    impl ConditionalDenoiser for ConditionalExpert {
+        fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+            let images = condition.dims()[0];
+            Expert(self.0).predict(x_t, t) + condition.reshape([images, 1, 1, 1])
+        }
+    }
+
+    fn images(t: &[usize]) -> Tensor<4> {
         let values: Vec<f32> = (0..t.len()).map(|i| i as f32 * 1000.0).collect();
         let data = TensorData::new(values, [t.len(), 1, 1, 1]);
-        let output = ensemble.predict(Tensor::from_data(data, &Device::default()), t);
+        Tensor::from_data(data, &Device::default())
+    }
+
+    fn predict(t: &[usize]) -> Vec<f32> {
+        let ensemble = RangeEnsemble::new((0..4).map(Expert).collect(), 20).unwrap();
+        let output = ensemble.predict(images(t), t);
+        output.into_data().try_into_vec::<f32>().unwrap()
+    }
+
+    /// Image i is conditioned on `i + 1` times 10000.
+    fn predict_conditioned(t: &[usize]) -> Vec<f32> {
+        let ensemble = RangeEnsemble::new((0..4).map(ConditionalExpert).collect(), 20).unwrap();
+        let condition: Vec<f32> = (0..t.len()).map(|i| (i + 1) as f32 * 10000.0).collect();
+        let condition = TensorData::new(condition, [t.len(), 1, 1]);
+        let condition = Tensor::from_data(condition, &Device::default());
+        let output = ensemble.predict(images(t), t, condition);
         output.into_data().try_into_vec::<f32>().unwrap()
     }
 
@@ -107,6 +164,12 @@ mod tests {
     #[test]
     fn a_batch_at_one_timestep() {
         assert_eq!(predict(&[10, 10]), [210.0, 1210.0]);
+    }
+
+    #[test]
+    fn each_image_takes_its_condition_along() {
+        assert_eq!(predict_conditioned(&[19, 0, 12]), [10319.0, 21000.0, 32212.0]);
+        assert_eq!(predict_conditioned(&[10, 11]), [10210.0, 21211.0]);
     }
 
     #[test]
