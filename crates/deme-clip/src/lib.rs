@@ -15,6 +15,7 @@ mod error;
 mod model;
 mod preprocessor;
 mod retrieval;
+mod text_model;
 mod text_tower;
 mod tiny_clip;
 mod tokenizer;
@@ -28,6 +29,7 @@ pub use error::ClipError;
 pub use model::{ClipModel, normalise};
 pub use preprocessor::ClipPreprocessor;
 pub use retrieval::RetrievalAccuracy;
+pub use text_model::ClipTextModel;
 pub use text_tower::{ClipTextEmbeddings, ClipTextTransformer};
 pub use tiny_clip::{
     CaptionedImages, TinyClip, TinyClipConfig, TinyClipProgress, TinyClipReport, train_tiny_clip,
