@@ -1,12 +1,18 @@
-//! A whole CLIP folder: both towers, the preparation of pictures, the tokenizer.
+//! A whole CLIP: both towers, the preparation of pictures, the tokenizer.
 
-use crate::{CaptionTokenizer, ClipError, ClipModel, ClipPreprocessor};
+use crate::config::is_clip_config;
+use crate::{CaptionTokenizer, ClipError, ClipModel, ClipPreprocessor, open_clip};
 use burn::tensor::{Device, Tensor, TensorData};
+use rayon::prelude::*;
 use std::path::Path;
 
-/// Pictures and captions are embedded in batches of exactly this many (the last one filled up with
-/// copies of its first entry), so that an embedding does not depend on how many are asked for.
+/// Pictures and captions are embedded this many at a time. Not on the CPU, where an embedding depends on
+/// nothing beside it, the last batch is filled up with copies of its first entry, so that an embedding
+/// does not depend on how many are asked for.
 pub const EMBEDDING_BATCH: usize = 64;
+
+/// Entries of a batch that go through the layers together on the CPU.
+const EMBEDDING_PART: usize = 16;
 
 /// Everything between a picture or a caption and its embedding.
 #[derive(Debug, Clone)]
@@ -15,27 +21,76 @@ pub struct Clip {
     pub model: ClipModel,
     /// The pictures' mean, deviation and size.
     pub preprocessor: ClipPreprocessor,
-    /// The captions' tokenizer, where the folder has one.
+    /// The captions' tokenizer, where there is one.
     pub tokenizer: Option<CaptionTokenizer>,
 }
 
+/// The weights of a Hugging Face folder, for one that holds open_clip's, too.
+const HUGGING_FACE_WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+
 impl Clip {
-    /// Reads a folder with `config.json`, weights, `preprocessor_config.json` (without it: OpenAI's
-    /// mean and deviation) and `tokenizer.json` (without it captions are refused).
+    /// Reads any CLIP that is known here:
+    ///
+    /// - a Hugging Face folder (`config.json` of a CLIP and weights), as [`Clip::load`];
+    /// - an open_clip folder (`open_clip_config.json` and weights). Of a folder that is both, Hugging
+    ///   Face's part is read;
+    /// - a file of weights in open_clip's layout (or a folder with nothing but one), with the name of its
+    ///   `architecture`, one of [`crate::open_clip_architectures`]: tensors do not tell the activation.
+    ///   Only OpenAI's own state dicts do without, which are known by the numbers beside the weights.
+    ///   Pictures are then prepared by open_clip's defaults (shorter side, bicubic, OpenAI's mean).
+    ///
+    /// open_clip's weights come with the vocabulary that CLIP was published with.
+    ///
+    /// # Errors
+    /// [`ClipError`] names the file, setting or tensor that is wrong or not supported;
+    /// [`ClipError::NoArchitecture`] lists the names to choose from, and those that fit;
+    /// [`ClipError::ArchitectureGiven`] for a name beside a config.
+    pub fn open(
+        source: &Path,
+        architecture: Option<&str>,
+        device: &Device,
+    ) -> Result<Self, ClipError> {
+        let config = source.join("config.json");
+        let has = |name: &str| source.join(name).is_file();
+        let is_open_clip = has(open_clip::CONFIG_FILE);
+        // A config of another kind goes the same way where there is nothing else, for its error.
+        let is_hugging_face = config.is_file()
+            && (!is_open_clip
+                || is_clip_config(&config) && HUGGING_FACE_WEIGHTS.into_iter().any(has));
+        if (is_hugging_face || is_open_clip) && architecture.is_some() {
+            return Err(ClipError::ArchitectureGiven { path: source.to_owned() });
+        }
+        if is_hugging_face {
+            Self::load(source, device)
+        } else if is_open_clip {
+            open_clip::load_folder(source, device)
+        } else {
+            open_clip::load_file(source, architecture, device)
+        }
+    }
+
+    /// Reads a Hugging Face folder with `config.json`, weights, `preprocessor_config.json` or
+    /// `processor_config.json` (without them: OpenAI's mean and deviation) and `tokenizer.json` or
+    /// `vocab.json` and `merges.txt` (without them captions are refused).
     ///
     /// # Errors
     /// [`ClipError`] names the file or tensor that is wrong.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, ClipError> {
         let model = ClipModel::load(folder, device)?;
-        let preprocessor = if folder.join("preprocessor_config.json").exists() {
-            ClipPreprocessor::load(folder)?
-        } else {
-            ClipPreprocessor::openai(model.config().vision_config.image_size)
-        };
-        let path = folder.join("tokenizer.json");
+        let size = model.config().vision_config.image_size;
+        let preprocessor =
+            ClipPreprocessor::load(folder)?.unwrap_or_else(|| ClipPreprocessor::openai(size));
+        if preprocessor.size != size {
+            let expected = format!("the image tower takes {size}");
+            return Err(ClipError::config("crop_size", preprocessor.size, &expected));
+        }
         let context_length = model.config().text_config.max_position_embeddings;
-        let tokenizer =
-            path.exists().then(|| CaptionTokenizer::load(&path, context_length)).transpose()?;
+        let tokenizer = CaptionTokenizer::load_folder(folder, context_length)?;
         Ok(Self { model, preprocessor, tokenizer })
     }
 
@@ -83,7 +138,9 @@ impl Clip {
     /// # Errors
     /// [`ClipError::ImageShape`], [`ClipError::NonFiniteEmbedding`].
     pub fn image_embeds(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, ClipError> {
-        in_batches("picture", images_unit, |batch| self.model.image_embeds(self.pixels(batch)?))
+        self.in_batches("picture", images_unit, |batch, _| {
+            self.model.image_embeds(self.pixels(batch)?)
+        })
     }
 
     /// The image tower's output before the projection into the shared space.
@@ -91,7 +148,9 @@ impl Clip {
     /// # Errors
     /// [`ClipError::ImageShape`], [`ClipError::NonFiniteEmbedding`].
     pub fn image_pooled(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, ClipError> {
-        in_batches("picture", images_unit, |batch| self.model.image_pooled(self.pixels(batch)?))
+        self.in_batches("picture", images_unit, |batch, _| {
+            self.model.image_pooled(self.pixels(batch)?)
+        })
     }
 
     /// Captions in the shared space, not normalised, and how many captions were cut.
@@ -103,36 +162,99 @@ impl Clip {
         &self,
         captions: &[S],
     ) -> Result<(Vec<Vec<f32>>, usize), ClipError> {
+        let (rows, truncated) = self.caption_embeds(captions)?;
+        Ok((rows, truncated.into_iter().filter(|&truncated| truncated).count()))
+    }
+
+    /// As [`Clip::text_embeds`], but which captions were cut.
+    ///
+    /// # Errors
+    /// As [`Clip::text_embeds`].
+    pub fn caption_embeds<S: AsRef<str>>(
+        &self,
+        captions: &[S],
+    ) -> Result<(Vec<Vec<f32>>, Vec<bool>), ClipError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(ClipError::NoTokenizer)?;
         let encoded = tokenizer.encode(captions)?;
-        let rows = in_batches("caption", &encoded.ids, |batch| self.model.text_embeds(batch))?;
+        // Captions of one length are embedded together: on the CPU rows end with their longest text.
+        let mut order: Vec<usize> = (0..encoded.ids.len()).collect();
+        order.sort_by_key(|&i| self.model.text_model.text_len(&encoded.ids[i..=i]));
+        let sorted: Vec<&[u32]> = order.iter().map(|&i| encoded.ids[i].as_slice()).collect();
+        let sorted = self.in_batches("caption", &sorted, |batch, whole| {
+            let len = match whole {
+                true => batch[0].len(),
+                false => self.model.text_model.text_len(batch),
+            };
+            let ids: Vec<Vec<u32>> = batch.iter().map(|row| row[..len].to_vec()).collect();
+            self.model.text_embeds(&ids)
+        });
+        let sorted = sorted.map_err(|error| in_order(error, &order))?;
+        let mut rows = vec![Vec::new(); sorted.len()];
+        for (index, row) in order.into_iter().zip(sorted) {
+            rows[index] = row;
+        }
         Ok((rows, encoded.truncated))
     }
 
     fn device(&self) -> Device {
         self.model.logit_scale.val().device()
     }
+
+    /// Rows of `embed`. Its second argument says whether batches must be of equal shape.
+    ///
+    /// On the CPU a row is the same alone and in any company, and parts of a batch run side by side, as
+    /// its layers have stretches that use one core. Elsewhere batches are equal.
+    fn in_batches<T: Copy + Sync>(
+        &self,
+        what: &'static str,
+        inputs: &[T],
+        embed: impl Fn(&[T], bool) -> Result<Tensor<2>, ClipError> + Sync,
+    ) -> Result<Vec<Vec<f32>>, ClipError> {
+        let on_cpu = deme_kernels::on_cpu(&self.model.logit_scale.val());
+        let mut rows = Vec::with_capacity(inputs.len());
+        for (number, batch) in inputs.chunks(EMBEDDING_BATCH).enumerate() {
+            let start = number * EMBEDDING_BATCH;
+            if on_cpu {
+                let parts: Vec<Vec<Vec<f32>>> = batch
+                    .par_chunks(EMBEDDING_PART)
+                    .enumerate()
+                    .map(|(part, inputs)| {
+                        let start = start + part * EMBEDDING_PART;
+                        embed(inputs, false).map(into_rows).map_err(|error| shifted(error, start))
+                    })
+                    .collect::<Result<_, _>>()?;
+                rows.extend(parts.into_iter().flatten());
+            } else {
+                // The padding repeats the first entry, so an error's index is right as it is.
+                let mut padded = batch.to_vec();
+                padded.resize(EMBEDDING_BATCH, batch[0]);
+                let embeds = embed(&padded, true).map_err(|error| shifted(error, start))?;
+                rows.extend(into_rows(embeds).into_iter().take(batch.len()));
+            }
+        }
+        match rows.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
+            Some(index) => Err(ClipError::NonFiniteEmbedding { what, index }),
+            None => Ok(rows),
+        }
+    }
 }
 
-/// Rows of `embed`, computed in equal batches.
-fn in_batches<T: Clone>(
-    what: &'static str,
-    inputs: &[T],
-    embed: impl Fn(&[T]) -> Result<Tensor<2>, ClipError>,
-) -> Result<Vec<Vec<f32>>, ClipError> {
-    let mut rows = Vec::with_capacity(inputs.len());
-    for (number, chunk) in inputs.chunks(EMBEDDING_BATCH).enumerate() {
-        let mut batch = chunk.to_vec();
-        batch.resize(EMBEDDING_BATCH, chunk[0].clone());
-        // The padding repeats the first entry, so an error's index is right as it is, plus the start.
-        let embeds = embed(&batch).map_err(|error| shifted(error, number * EMBEDDING_BATCH))?;
-        let [_, width] = embeds.dims();
-        let values = embeds.into_data().try_into_vec::<f32>().expect("embeddings are f32");
-        rows.extend(values.chunks(width).take(chunk.len()).map(<[f32]>::to_vec));
-    }
-    match rows.iter().position(|row| row.iter().any(|value| !value.is_finite())) {
-        Some(index) => Err(ClipError::NonFiniteEmbedding { what, index }),
-        None => Ok(rows),
+fn into_rows(embeds: Tensor<2>) -> Vec<Vec<f32>> {
+    let [_, width] = embeds.dims();
+    let values = embeds.into_data().try_into_vec::<f32>().expect("embeddings are f32");
+    values.chunks(width).map(<[f32]>::to_vec).collect()
+}
+
+/// The same error with the position before the list was put into `order`.
+fn in_order(error: ClipError, order: &[usize]) -> ClipError {
+    match error {
+        ClipError::TokenOutOfRange { row, position, id, vocab_size } => {
+            ClipError::TokenOutOfRange { row: order[row], position, id, vocab_size }
+        }
+        ClipError::NonFiniteEmbedding { what, index } => {
+            ClipError::NonFiniteEmbedding { what, index: order[index] }
+        }
+        other => other,
     }
 }
 

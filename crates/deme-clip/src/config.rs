@@ -244,6 +244,12 @@ impl ClipConfig {
     }
 }
 
+/// Whether a file can be read and says it is a CLIP's.
+pub(crate) fn is_clip_config(path: &Path) -> bool {
+    let json = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    json.is_some_and(|json: Value| json["model_type"] == "clip")
+}
+
 /// Writes pretty JSON with a final newline, atomically.
 pub(crate) fn write_json(path: &Path, json: &Value) -> Result<(), ClipError> {
     deme_merge::write_atomically(path, |writer| {

@@ -62,6 +62,110 @@ pub enum ClipError {
         /// What it must be.
         expected: String,
     },
+    /// A setting that asks for something that is not computed here.
+    #[error("{}: {field} is {found}, which is not supported", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The setting, with the object it stands in.
+        field: String,
+        /// Its value.
+        found: String,
+    },
+    /// Weights with tensors of another kind of model.
+    #[error("{} has the tensor `{tensor}`, which belongs to {what}: not supported", path.display())]
+    ForeignWeights {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it belongs to.
+        what: &'static str,
+    },
+    /// Weights that are not in open_clip's layout.
+    #[error(
+        "{} holds no CLIP in open_clip's layout: `{tensor}` {}",
+        path.display(),
+        found.as_ref().map_or("is missing".to_owned(), |shape| format!("has the shape {shape:?}"))
+    )]
+    NotOpenClip {
+        /// The file.
+        path: PathBuf,
+        /// The first tensor that does not fit.
+        tensor: String,
+        /// Its shape, if it is there.
+        found: Option<Vec<usize>>,
+    },
+    /// An archive of a program (`torch.jit.save`), as OpenAI publishes its weights.
+    #[error(
+        "{} is a TorchScript archive; save its tensors alone: \
+         torch.save(torch.jit.load(path, map_location=\"cpu\").state_dict(), other_path)",
+        path.display()
+    )]
+    TorchScript {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A name that no architecture has.
+    #[error("there is no architecture `{name}`; known are {}", known.join(", "))]
+    UnknownArchitecture {
+        /// The name.
+        name: String,
+        /// Those there are.
+        known: Vec<String>,
+    },
+    /// Weights alone, which do not tell their activation.
+    #[error(
+        "{} does not say which architecture it is: name one{}. Its shapes: {found}. Known are {}",
+        path.display(),
+        fit(fitting, "; its shapes fit", ""),
+        known.join(", ")
+    )]
+    NoArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// Its shapes.
+        found: String,
+        /// Architectures of these shapes.
+        fitting: Vec<String>,
+        /// All architectures.
+        known: Vec<String>,
+    },
+    /// Weights of other shapes than the named architecture.
+    #[error(
+        "{} is no `{name}`{}. Its shapes: {found}",
+        path.display(),
+        fit(fitting, "; its shapes fit", ", nor any other known architecture")
+    )]
+    OtherArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The architecture that was named.
+        name: String,
+        /// The weights' shapes.
+        found: String,
+        /// Architectures of these shapes.
+        fitting: Vec<String>,
+    },
+    /// An architecture was named for a folder that says itself what it is.
+    #[error("{} says itself what it is: name no architecture for it", path.display())]
+    ArchitectureGiven {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder without weights, or with several.
+    #[error(
+        "{} {}: name the file itself",
+        folder.display(),
+        if found.is_empty() { "holds no weights".to_owned() }
+        else { format!("holds several weights ({})", found.join(", ")) }
+    )]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// The candidates.
+        found: Vec<String>,
+    },
     /// The weights do not fit the config.
     #[error("{}: {source}", path.display())]
     Weights {
@@ -136,7 +240,9 @@ pub enum ClipError {
         token: &'static str,
     },
     /// A folder without a tokenizer, where captions are to be encoded.
-    #[error("this CLIP has no tokenizer.json: captions cannot be encoded")]
+    #[error(
+        "this CLIP has no tokenizer.json (nor vocab.json and merges.txt): captions cannot be encoded"
+    )]
     NoTokenizer,
     /// A training set CLIP cannot be trained on.
     #[error("cannot train a CLIP: {reason}")]
@@ -191,7 +297,20 @@ impl ClipError {
         Self::Io { path: path.to_owned(), source }
     }
 
+    pub(crate) fn unsupported(path: &Path, field: &str, found: impl ToString) -> Self {
+        Self::Unsupported {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            found: found.to_string(),
+        }
+    }
+
     pub(crate) fn config(field: &'static str, found: impl ToString, expected: &str) -> Self {
         Self::Config { field, found: found.to_string(), expected: expected.to_owned() }
     }
+}
+
+/// The names behind some words, or others without any.
+fn fit(names: &[String], words: &str, without: &str) -> String {
+    if names.is_empty() { without.to_owned() } else { format!("{words} {}", names.join(", ")) }
 }

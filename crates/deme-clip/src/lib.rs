@@ -2,17 +2,22 @@
 //! says how well they belong together.
 //!
 //! [`ClipModel`] is Hugging Face's `CLIPModel` (same names, same folder), [`CaptionTokenizer`] turns
-//! captions into token ids, [`Clip`] is both with the preparation of pictures, and
-//! [`train_tiny_clip`] makes a small one from captioned pictures.
+//! captions into token ids, and [`Clip`] is both with the preparation of pictures. [`Clip::open`] reads
+//! Hugging Face's folders and open_clip's weights; [`train_tiny_clip`] makes a small one from captioned
+//! pictures.
 //!
 //! Not here: resizing pictures, diffusion, scores over many pictures.
 
+mod byte_pair_vocabulary;
+mod caption_cleaning;
 mod clip;
 mod config;
 mod contrastive_loss;
 mod encoder;
 mod error;
+mod html_references;
 mod model;
+mod open_clip;
 mod preprocessor;
 mod retrieval;
 mod text_model;
@@ -27,12 +32,15 @@ pub use contrastive_loss::{MAX_LOGIT_SCALE, contrastive_loss};
 pub use encoder::{ClipAttention, ClipEncoder, ClipEncoderLayer, ClipMlp};
 pub use error::ClipError;
 pub use model::{ClipModel, normalise};
-pub use preprocessor::ClipPreprocessor;
+pub use open_clip::open_clip_architectures;
+pub use preprocessor::{ClipFilter, ClipPreprocessor, ClipResize, CropRounding};
 pub use retrieval::RetrievalAccuracy;
 pub use text_model::ClipTextModel;
 pub use text_tower::{ClipTextEmbeddings, ClipTextTransformer};
 pub use tiny_clip::{
     CaptionedImages, TinyClip, TinyClipConfig, TinyClipProgress, TinyClipReport, train_tiny_clip,
 };
-pub use tokenizer::{CaptionTokenizer, END_OF_TEXT, EncodedCaptions, PAD, START_OF_TEXT, UNKNOWN};
+pub use tokenizer::{
+    CaptionCleaning, CaptionTokenizer, END_OF_TEXT, EncodedCaptions, PAD, START_OF_TEXT, UNKNOWN,
+};
 pub use vision_tower::{ClipVisionEmbeddings, ClipVisionTransformer};

@@ -65,12 +65,20 @@ impl ClipModel {
         let config = ClipConfig::load(folder)?;
         let mut state = StateDict::load(folder)?;
         BUFFERS.iter().for_each(|buffer| drop(state.remove(buffer)));
+        Self::from_state_dict(&config, &state, folder, device)
+    }
+
+    /// The network of these weights, which were read from `path`.
+    pub(crate) fn from_state_dict(
+        config: &ClipConfig,
+        state: &StateDict,
+        path: &Path,
+        device: &Device,
+    ) -> Result<Self, ClipError> {
         state.check_finite()?;
-        let model = Self::new(&config, &mut Init::new(0, device))?;
-        load_state_dict(model, &state).map_err(|error| ClipError::Weights {
-            path: folder.to_owned(),
-            source: Box::new(error),
-        })
+        let model = Self::new(config, &mut Init::zeros(device))?;
+        load_state_dict(model, state)
+            .map_err(|error| ClipError::Weights { path: path.to_owned(), source: Box::new(error) })
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing folder, as transformers'
@@ -91,7 +99,7 @@ impl ClipModel {
         state
     }
 
-    /// SHA-256, in hex, of all weights.
+    /// A hash, in hex, of all weights.
     pub fn weights_hash(&self) -> String {
         self.to_state_dict().content_hash()
     }

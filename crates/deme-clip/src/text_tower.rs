@@ -92,6 +92,13 @@ impl ClipTextTransformer {
         Ok(self.final_layer_norm.forward(x))
     }
 
+    /// How many ids of each row its pooled output depends on, at most: up to the end of the longest text.
+    /// What follows can be left out.
+    pub fn text_len(&self, rows: &[impl AsRef<[u32]>]) -> usize {
+        let ends = rows.iter().map(|row| end_of_text(row.as_ref(), self.eos_token_id) + 1);
+        ends.max().unwrap_or(0)
+    }
+
     /// The hidden state at the end-of-text token, `[B, width]`, from B rows of L ids.
     ///
     /// # Errors

@@ -283,7 +283,7 @@ pub fn train_tiny_clip(
         train_pictures: train.len(),
         distinct_captions: labels.iter().collect::<BTreeSet<_>>().len(),
         vocab_size: clip_config.text_config.vocab_size,
-        truncated_captions: encoded.truncated,
+        truncated_captions: encoded.truncated_count(),
         final_loss: mean_of_last(&state.losses, 20),
         held_out: held_out_retrieval(&clip, &data, &held_out)?,
     };

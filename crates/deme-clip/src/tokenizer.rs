@@ -1,14 +1,32 @@
-//! Captions to token ids: `tokenizer.json` files, and a small word-level tokenizer made from captions.
+//! Captions to token ids: CLIP's byte-pair tokens, `tokenizer.json` files, and a small word-level
+//! tokenizer made from captions.
 //!
-//! Every row is `<|startoftext|>`, the caption's tokens, `<|endoftext|>`, padding.
+//! Every row is the start of the text, the caption's tokens, the end of the text, padding. Padding is 0
+//! where the tokenizer has no `<pad>`. Hugging Face pads OpenAI's models with the end token instead:
+//! the text tower reads its state at the first end token and looks only to the left, so that no
+//! embedding depends on what stands behind.
+//!
+//! Hugging Face's and open_clip's tokenizers share the vocabulary but not what they do to a caption
+//! before, see [`CaptionCleaning`].
 
 use crate::ClipError;
+use crate::byte_pair_vocabulary::BytePairVocabulary;
+use crate::caption_cleaning::open_clip_caption;
 use serde_json::json;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use tokenizers::normalizers::replace::ReplacePattern;
+use tokenizers::normalizers::{Lowercase, NFC, Replace, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{
+    AddedToken, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+    SplitDelimiterBehavior, Tokenizer,
+};
 
 /// First token of every row.
 pub const START_OF_TEXT: &str = "<|startoftext|>";
@@ -19,11 +37,34 @@ pub const UNKNOWN: &str = "<unk>";
 /// Fills rows up to the context length. Tokenizers without it pad with id 0, as OpenAI's does.
 pub const PAD: &str = "<pad>";
 
+/// open_clip's names of start and end.
+const OPEN_CLIP_MARKS: [&str; 2] = ["<start_of_text>", "<end_of_text>"];
+
+/// Pieces of a caption that are merged to tokens by themselves: English endings, words, single digits,
+/// runs of other marks (Radford et al. 2021, the published code).
+const PIECES: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+
+/// What is done to a caption before its bytes are merged to tokens.
+///
+/// On plain text the two differ where it has typographic quotes, HTML's character references, ligatures
+/// or wide letters: those open_clip replaces. `It’s 5 &lt; 6` is `it's 5 < 6` to open_clip and
+/// `it’s 5 &lt; 6` to Hugging Face. Both compose accents (NFC), join blanks and take small letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptionCleaning {
+    /// As transformers' `CLIPTokenizer`.
+    HuggingFace,
+    /// As open_clip's `SimpleTokenizer` and OpenAI's own code. A departure: text that was decoded in
+    /// the wrong encoding (`cafÃ©`) is not repaired, as the ftfy library does in both.
+    OpenClip,
+}
+
 /// A tokenizer and the length of its rows.
 #[derive(Debug, Clone)]
 pub struct CaptionTokenizer {
     inner: Tokenizer,
-    json: Vec<u8>,
+    cleaning: CaptionCleaning,
+    /// The file it was read from or made as.
+    json: Option<Vec<u8>>,
     start: u32,
     end: u32,
     pad: u32,
@@ -35,8 +76,15 @@ pub struct CaptionTokenizer {
 pub struct EncodedCaptions {
     /// One row of `context_length` ids per caption.
     pub ids: Vec<Vec<u32>>,
-    /// How many captions were too long and lost their last words.
-    pub truncated: usize,
+    /// Which captions were too long and lost their last words.
+    pub truncated: Vec<bool>,
+}
+
+impl EncodedCaptions {
+    /// How many captions lost their last words.
+    pub fn truncated_count(&self) -> usize {
+        self.truncated.iter().filter(|&&truncated| truncated).count()
+    }
 }
 
 impl CaptionTokenizer {
@@ -55,19 +103,104 @@ impl CaptionTokenizer {
     /// # Errors
     /// As [`CaptionTokenizer::load`].
     pub fn from_json(json: Vec<u8>, context_length: usize) -> Result<Self, ClipError> {
+        let inner = Tokenizer::from_bytes(&json).map_err(tokenizer_error)?;
+        let marks = [START_OF_TEXT, END_OF_TEXT];
+        let made = Self::new(inner, CaptionCleaning::HuggingFace, marks, context_length)?;
+        Ok(Self { json: Some(json), ..made })
+    }
+
+    /// Reads `vocab.json` and `merges.txt`, for Hugging Face's `CLIPTokenizer`.
+    ///
+    /// # Errors
+    /// [`ClipError::Io`], [`ClipError::Json`], [`ClipError::Tokenizer`], [`ClipError::MissingToken`],
+    /// [`ClipError::Config`].
+    pub fn load_vocabulary(
+        vocab: &Path,
+        merges: &Path,
+        context_length: usize,
+    ) -> Result<Self, ClipError> {
+        let vocabulary = BytePairVocabulary::load(vocab, merges)?;
+        let marks = [START_OF_TEXT, END_OF_TEXT];
+        Self::byte_pairs(vocabulary, CaptionCleaning::HuggingFace, marks, context_length)
+    }
+
+    /// The tokenizer of a Hugging Face folder: `tokenizer.json`, without it `vocab.json` and
+    /// `merges.txt`, without those none.
+    ///
+    /// # Errors
+    /// As [`CaptionTokenizer::load`] and [`CaptionTokenizer::load_vocabulary`].
+    pub fn load_folder(folder: &Path, context_length: usize) -> Result<Option<Self>, ClipError> {
+        let [json, vocab, merges] =
+            ["tokenizer.json", "vocab.json", "merges.txt"].map(|name| folder.join(name));
+        if json.exists() {
+            return Self::load(&json, context_length).map(Some);
+        }
+        // One of the two without the other is an error that names the missing one.
+        let some = vocab.exists() || merges.exists();
+        some.then(|| Self::load_vocabulary(&vocab, &merges, context_length)).transpose()
+    }
+
+    /// The vocabulary CLIP was published with, 49 408 entries, which is part of this crate.
+    ///
+    /// # Errors
+    /// [`ClipError::Config`] when `context_length` is below 3.
+    pub fn published(cleaning: CaptionCleaning, context_length: usize) -> Result<Self, ClipError> {
+        let marks = match cleaning {
+            CaptionCleaning::HuggingFace => [START_OF_TEXT, END_OF_TEXT],
+            CaptionCleaning::OpenClip => OPEN_CLIP_MARKS,
+        };
+        let vocabulary = BytePairVocabulary::published(marks[0], marks[1]);
+        Self::byte_pairs(vocabulary, cleaning, marks, context_length)
+    }
+
+    fn byte_pairs(
+        vocabulary: BytePairVocabulary,
+        cleaning: CaptionCleaning,
+        marks: [&'static str; 2],
+        context_length: usize,
+    ) -> Result<Self, ClipError> {
+        let merged = || -> Result<Tokenizer, tokenizers::Error> {
+            let mut inner = Tokenizer::new(vocabulary.into_model(marks[1])?);
+            // open_clip's code ignores case here, too: the long s ends an English word for it.
+            let pieces = match cleaning {
+                CaptionCleaning::HuggingFace => PIECES.to_owned(),
+                CaptionCleaning::OpenClip => format!("(?i:{PIECES})"),
+            };
+            let removed = SplitDelimiterBehavior::Removed;
+            inner.with_pre_tokenizer(Some(PreTokenizers::new(vec![
+                Split::new(SplitPattern::Regex(pieces), removed, true)?.into(),
+                ByteLevel::new(false, true, true).into(),
+            ])));
+            if cleaning == CaptionCleaning::HuggingFace {
+                let blanks = ReplacePattern::Regex(r"\s+".to_owned());
+                let normalizers =
+                    vec![NFC.into(), Replace::new(blanks, " ")?.into(), Lowercase.into()];
+                inner.with_normalizer(Some(Normalizers::new(normalizers)));
+            }
+            inner.add_special_tokens(marks.map(|mark| AddedToken::from(mark, true)))?;
+            Ok(inner)
+        };
+        Self::new(merged().map_err(tokenizer_error)?, cleaning, marks, context_length)
+    }
+
+    fn new(
+        mut inner: Tokenizer,
+        cleaning: CaptionCleaning,
+        marks: [&'static str; 2],
+        context_length: usize,
+    ) -> Result<Self, ClipError> {
         if context_length < 3 {
             let expected = "start, end and one word need at least 3";
             return Err(ClipError::config("context_length", context_length, expected));
         }
-        let mut inner = Tokenizer::from_bytes(&json).map_err(tokenizer_error)?;
         // Rows are cut and filled here, so that what is lost can be counted.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(tokenizer_error)?;
         let id =
             |token: &'static str| inner.token_to_id(token).ok_or(ClipError::MissingToken { token });
-        let (start, end) = (id(START_OF_TEXT)?, id(END_OF_TEXT)?);
+        let (start, end) = (id(marks[0])?, id(marks[1])?);
         let pad = inner.token_to_id(PAD).unwrap_or(0);
-        Ok(Self { inner, json, start, end, pad, context_length })
+        Ok(Self { inner, cleaning, json: None, start, end, pad, context_length })
     }
 
     /// A lower-casing tokenizer of the words and punctuation marks in `captions`.
@@ -136,9 +269,17 @@ impl CaptionTokenizer {
     /// Writes the `tokenizer.json`.
     ///
     /// # Errors
-    /// [`ClipError::Io`].
+    /// [`ClipError::Io`]; [`ClipError::Tokenizer`] for open_clip's rules, which such a file cannot hold.
     pub fn save(&self, path: &Path) -> Result<(), ClipError> {
-        deme_merge::write_atomically(path, |writer| writer.write_all(&self.json))
+        if self.cleaning == CaptionCleaning::OpenClip {
+            let reason = "what open_clip does to captions cannot be written as tokenizer.json";
+            return Err(ClipError::Tokenizer { reason: reason.to_owned() });
+        }
+        let json = match &self.json {
+            Some(json) => json.clone(),
+            None => self.inner.to_string(true).map_err(tokenizer_error)?.into_bytes(),
+        };
+        deme_merge::write_atomically(path, |writer| writer.write_all(&json))
             .map_err(|source| ClipError::io(path, source))
     }
 
@@ -148,11 +289,15 @@ impl CaptionTokenizer {
     /// [`ClipError::Tokenizer`] when the tokenizer refuses a caption.
     pub fn encode<S: AsRef<str>>(&self, captions: &[S]) -> Result<EncodedCaptions, ClipError> {
         let room = self.context_length - 2;
-        let mut encoded = EncodedCaptions { ids: Vec::new(), truncated: 0 };
+        let mut encoded = EncodedCaptions { ids: Vec::new(), truncated: Vec::new() };
         for caption in captions {
-            let words = self.inner.encode_fast(caption.as_ref(), false).map_err(tokenizer_error)?;
+            let caption = match self.cleaning {
+                CaptionCleaning::HuggingFace => Cow::Borrowed(caption.as_ref()),
+                CaptionCleaning::OpenClip => Cow::Owned(open_clip_caption(caption.as_ref())),
+            };
+            let words = self.inner.encode_fast(&*caption, false).map_err(tokenizer_error)?;
             let words = words.get_ids();
-            encoded.truncated += usize::from(words.len() > room);
+            encoded.truncated.push(words.len() > room);
             let mut row = vec![self.start];
             row.extend(&words[..words.len().min(room)]);
             row.push(self.end);
@@ -173,7 +318,12 @@ impl CaptionTokenizer {
         self.context_length
     }
 
-    /// Ids of `<|startoftext|>`, `<|endoftext|>` and the padding.
+    /// What is done to a caption before.
+    pub fn cleaning(&self) -> CaptionCleaning {
+        self.cleaning
+    }
+
+    /// Ids of the start, the end and the padding.
     pub fn special_ids(&self) -> [u32; 3] {
         [self.start, self.end, self.pad]
     }
@@ -206,7 +356,7 @@ mod tests {
         assert_eq!(tokenizer.vocab_size(), 11);
         assert_eq!(tokenizer.special_ids(), [9, 10, 0]);
         let encoded = tokenizer.encode(&["a RED square", ".", "blue circle the", "green"]).unwrap();
-        assert_eq!(encoded.truncated, 0);
+        assert_eq!(encoded.truncated_count(), 0);
         assert_eq!(encoded.ids[0], [9, 2, 3, 4, 10, 0]);
         assert_eq!(encoded.ids[1], [9, 5, 10, 0, 0, 0]);
         assert_eq!(encoded.ids[2], [9, 6, 7, 8, 10, 0]);
@@ -217,7 +367,8 @@ mod tests {
     fn long_captions_are_cut_and_counted() {
         let tokenizer = CaptionTokenizer::train_words(&CAPTIONS, 100, 4).unwrap();
         let encoded = tokenizer.encode(&["a red square", "a red", ""]).unwrap();
-        assert_eq!(encoded.truncated, 1);
+        assert_eq!(encoded.truncated, [true, false, false]);
+        assert_eq!(encoded.truncated_count(), 1);
         assert_eq!(encoded.ids, [[9, 2, 3, 10], [9, 2, 3, 10], [9, 10, 0, 0]]);
     }
 

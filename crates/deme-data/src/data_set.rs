@@ -5,7 +5,7 @@
 //! drawn shapes) nobody else needs to know.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -138,16 +138,6 @@ impl DataSet {
             }
         };
         Ok(Self { source, examples })
-    }
-
-    /// Opens a folder of pictures (PNG, JPEG, WebP and BMP, with its subfolders, ordered by relative
-    /// path) without captions: caption files beside them are not looked at.
-    ///
-    /// # Errors
-    /// [`DataError`] when there is no such folder, or no picture in it.
-    pub fn open_pictures(folder: &Path) -> Result<Self, DataError> {
-        let (folder, examples) = Imagefolder::open_pictures(folder)?;
-        Ok(Self { source: Source::Imagefolder(folder), examples })
     }
 
     /// How many pictures there are; at least one.

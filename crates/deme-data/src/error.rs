@@ -154,6 +154,104 @@ pub enum DataError {
         /// The caption file.
         path: PathBuf,
     },
+    /// A caption file whose ending says nothing that is known.
+    #[error(
+        "{path} is no caption file that can be read: its name must end in .jsonl, .json, .csv, .tsv or \
+         .txt",
+        path = .path.display()
+    )]
+    UnknownCaptionFormat {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A caption file that cannot be read: broken UTF-8 or JSON, a missing field, an empty caption.
+    #[error("{path}, {place}: {reason}", path = .path.display())]
+    BadCaptionFile {
+        /// The file.
+        path: PathBuf,
+        /// `line 3` or `entry 3`, counted from one.
+        place: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// Two captions for one picture.
+    #[error(
+        "{path}, {place}: {file_name:?} already has a caption ({first_place}); keep one of the two",
+        path = .path.display()
+    )]
+    DuplicateCaption {
+        /// The file.
+        path: PathBuf,
+        /// Where the second stands.
+        place: String,
+        /// Where the first stands.
+        first_place: String,
+        /// The picture's name as written.
+        file_name: String,
+    },
+    /// A name that two pictures have.
+    #[error(
+        "{path}, {place}: {file_name:?} may be {first} or {second}; write more of its path",
+        path = .path.display(), first = .first.display(), second = .second.display()
+    )]
+    AmbiguousPicture {
+        /// The caption file.
+        path: PathBuf,
+        /// Where the name stands.
+        place: String,
+        /// The name as written.
+        file_name: String,
+        /// One picture.
+        first: PathBuf,
+        /// Another.
+        second: PathBuf,
+    },
+    /// Captions for pictures that are not there.
+    #[error(
+        "{path}: {count} of {total} captions have no picture, e.g. {examples}; correct the names or \
+         remove these captions",
+        path = .path.display()
+    )]
+    CaptionsWithoutPicture {
+        /// The caption file.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// Of how many captions.
+        total: usize,
+        /// The first few, joined by commas.
+        examples: String,
+    },
+    /// Pictures that the caption file does not name.
+    #[error(
+        "{path}: {count} of {total} pictures have no caption, e.g. {examples}; add captions or move \
+         these pictures away",
+        path = .path.display()
+    )]
+    PicturesWithoutCaption {
+        /// The caption file.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// Of how many pictures.
+        total: usize,
+        /// The first few, joined by commas.
+        examples: String,
+    },
+    /// A list of captions without names that is not as long as that of the pictures.
+    #[error(
+        "{path} holds {captions} captions, but there are {pictures} pictures: line i is the caption of \
+         the i-th picture in the order of the paths",
+        path = .path.display()
+    )]
+    CaptionCount {
+        /// The caption file.
+        path: PathBuf,
+        /// Its captions.
+        captions: usize,
+        /// The pictures.
+        pictures: usize,
+    },
     /// Some pictures cannot be decoded. All were tried; the first few are listed in order.
     #[error(
         "{count} of {total} pictures cannot be used: {list}; repair or remove them",

@@ -5,6 +5,10 @@
 //! rounded to 8 bits, horizontal first. Sizes and crop positions are torchvision's
 //! `Resize(resolution)` and `CenterCrop(resolution)`. Published numbers depend on exactly this, so
 //! nothing else in the project resizes a picture.
+//!
+//! Two published measures resize otherwise, and so there are two functions for them alone:
+//! [`resize_channels`] is the same without the rounding (clean-fid), [`interpolate_bilinear`] is
+//! torch's, which skips pixels when shrinking (pytorch-fid).
 
 use std::ops::Range;
 
@@ -114,6 +118,112 @@ pub fn prepare_square(picture: &Picture, size: u32, filter: Interpolation) -> Pi
     )
 }
 
+/// Resizes a picture without rounding to bytes: PIL's `Image.resize` of each channel as a picture of
+/// mode `F`. Each of the two passes sums in f64 and gives f32.
+///
+/// # Shapes  returns [3, height, width], in the bytes' units (0 to 255); bicubic and Lanczos overshoot
+/// # Panics
+/// When the picture has no pixels, or not as many as it says.
+pub fn resize_channels(
+    picture: &Picture,
+    width: u32,
+    height: u32,
+    filter: Interpolation,
+) -> Vec<f32> {
+    check_pixels(picture);
+    let whole = |resized: u32| AxisWindow { resized: resized.into(), kept: 0..resized.into() };
+    let column_taps = axis_taps(picture.width, &whole(width), filter);
+    let row_taps = axis_taps(picture.height, &whole(height), filter);
+    let from_width = picture.width as usize;
+    let mut resized = Vec::with_capacity(3 * column_taps.len() * row_taps.len());
+    let mut narrowed = Vec::with_capacity(column_taps.len() * picture.height as usize);
+    let mut sums = vec![0.0; column_taps.len()];
+    for channel in 0..3 {
+        narrowed.clear();
+        for row in picture.pixels.chunks_exact(3 * from_width) {
+            narrowed.extend(column_taps.iter().map(|Taps { start, weights }| {
+                let run = row[3 * start + channel..].iter().step_by(3);
+                let products = run.zip(weights).map(|(&byte, weight)| f64::from(byte) * weight);
+                products.sum::<f64>() as f32
+            }));
+        }
+        for Taps { start, weights } in &row_taps {
+            sums.fill(0.0);
+            let rows = narrowed[start * column_taps.len()..].chunks_exact(column_taps.len());
+            for (row, weight) in rows.zip(weights) {
+                for (sum, &value) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(value) * weight;
+                }
+            }
+            resized.extend(sums.iter().map(|&sum| sum as f32));
+        }
+    }
+    resized
+}
+
+/// Bilinear resizing without antialiasing: torch's `interpolate(mode="bilinear",
+/// align_corners=False)` on the CPU, bit for bit where torch computes with fused
+/// multiplications and additions. Each output value comes from the four nearest pixels, however
+/// far the picture shrinks.
+///
+/// # Shapes  planes: [C, H, W] of `size` [H, W]; returns [C, H', W'] of `resized` [H', W']
+/// # Panics
+/// When a side is 0, or the values are no whole number of planes.
+pub fn interpolate_bilinear(planes: &[f32], size: [usize; 2], resized: [usize; 2]) -> Vec<f32> {
+    let [height, width] = size;
+    assert!(
+        height > 0 && width > 0 && planes.len().is_multiple_of(height * width),
+        "{} values are no planes of {height}x{width}",
+        planes.len()
+    );
+    let rows = bilinear_taps(height, resized[0]);
+    let columns = bilinear_taps(width, resized[1]);
+    let between =
+        |[a, b]: [f32; 2], [weight_a, weight_b]: [f32; 2]| a.mul_add(weight_a, b * weight_b);
+    let mut values =
+        Vec::with_capacity(planes.len() / (height * width) * rows.len() * columns.len());
+    for plane in planes.chunks_exact(height * width) {
+        for tap in &rows {
+            let [above, below] = tap.positions.map(|row| &plane[row * width..][..width]);
+            values.extend(columns.iter().map(|column| {
+                let in_row =
+                    |row: &[f32]| between(column.positions.map(|x| row[x]), column.weights);
+                between([in_row(above), in_row(below)], tap.weights)
+            }));
+        }
+    }
+    values
+}
+
+/// The two input positions of an output position, and their weights.
+struct BilinearTap {
+    positions: [usize; 2],
+    weights: [f32; 2],
+}
+
+/// torch's indices and weights of one axis, in f32 as torch computes them.
+fn bilinear_taps(size: usize, resized: usize) -> Vec<BilinearTap> {
+    let scale = size as f32 / resized as f32;
+    let taps = (0..resized).map(|position| {
+        let source = (scale * (position as f32 + 0.5) - 0.5).max(0.0);
+        let first = (source as usize).min(size - 1);
+        let second = (first + 1).min(size - 1);
+        let of_second = (source - first as f32).clamp(0.0, 1.0);
+        BilinearTap { positions: [first, second], weights: [1.0 - of_second, of_second] }
+    });
+    taps.collect()
+}
+
+fn check_pixels(picture: &Picture) {
+    let (width, height) = (picture.width as usize, picture.height as usize);
+    assert!(
+        width > 0 && height > 0 && picture.pixels.len() == 3 * width * height,
+        "{}: a {width}x{height} picture of {} bytes cannot be resized",
+        picture.name,
+        picture.pixels.len()
+    );
+}
+
 fn shorter_side_to(picture: &Picture, size: u32) -> (u64, u64) {
     let (width, height) = (u64::from(picture.width), u64::from(picture.height));
     assert!(width > 0 && height > 0, "{}: no pixels", picture.name);
@@ -143,11 +253,11 @@ impl AxisWindow {
 }
 
 /// The weights of one output position over a run of input positions.
-struct Taps {
+struct Taps<W> {
     /// The first input position.
     start: usize,
-    /// Weights in fixed point with [`WEIGHT_BITS`] fraction bits.
-    weights: Vec<i32>,
+    /// Numbers, or in fixed point with [`WEIGHT_BITS`] fraction bits.
+    weights: Vec<W>,
 }
 
 /// Fraction bits of a weight: 32, less 8 for the pixel and 2 for sums beyond one.
@@ -159,19 +269,13 @@ fn resize_window(
     rows: &AxisWindow,
     filter: Interpolation,
 ) -> Picture {
-    let (width, height) = (picture.width as usize, picture.height as usize);
-    assert!(
-        width > 0 && height > 0 && picture.pixels.len() == 3 * width * height,
-        "{}: a {width}x{height} picture of {} bytes cannot be resized",
-        picture.name,
-        picture.pixels.len()
-    );
-    let column_taps = axis_taps(picture.width, columns, filter);
-    let row_taps = axis_taps(picture.height, rows, filter);
+    check_pixels(picture);
+    let column_taps = fixed_point_taps(picture.width, columns, filter);
+    let row_taps = fixed_point_taps(picture.height, rows, filter);
     // Only the rows that the vertical pass will read go through the horizontal one.
     let first_row = row_taps.iter().map(|taps| taps.start).min().unwrap_or(0);
     let end_row = row_taps.iter().map(|taps| taps.start + taps.weights.len()).max().unwrap_or(0);
-    let row_bytes = 3 * width;
+    let row_bytes = 3 * picture.width as usize;
     let source = &picture.pixels[first_row * row_bytes..end_row * row_bytes];
     let narrowed = resize_rows(source, row_bytes, &column_taps);
     let pixels = resize_columns(&narrowed, 3 * column_taps.len(), first_row, &row_taps);
@@ -184,7 +288,7 @@ fn resize_window(
 }
 
 /// The horizontal pass: every row of `row_bytes` becomes one of `3 * taps.len()` bytes.
-fn resize_rows(pixels: &[u8], row_bytes: usize, taps: &[Taps]) -> Vec<u8> {
+fn resize_rows(pixels: &[u8], row_bytes: usize, taps: &[Taps<i32>]) -> Vec<u8> {
     let mut resized = Vec::with_capacity(pixels.len() / row_bytes * 3 * taps.len());
     for row in pixels.chunks_exact(row_bytes) {
         for Taps { start, weights } in taps {
@@ -202,7 +306,12 @@ fn resize_rows(pixels: &[u8], row_bytes: usize, taps: &[Taps]) -> Vec<u8> {
 }
 
 /// The vertical pass over rows of `row_bytes`, the first of which is the picture's `first_row`.
-fn resize_columns(pixels: &[u8], row_bytes: usize, first_row: usize, taps: &[Taps]) -> Vec<u8> {
+fn resize_columns(
+    pixels: &[u8],
+    row_bytes: usize,
+    first_row: usize,
+    taps: &[Taps<i32>],
+) -> Vec<u8> {
     let mut resized = Vec::with_capacity(row_bytes * taps.len());
     let mut sums = vec![ROUNDING; row_bytes];
     for Taps { start, weights } in taps {
@@ -225,15 +334,21 @@ fn byte_from_sum(sum: i32) -> u8 {
     (sum >> WEIGHT_BITS).clamp(0, 255) as u8
 }
 
-/// The taps of the kept positions of one axis of `size` input pixels.
-fn axis_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps> {
+/// [`axis_taps`] as pictures of bytes are resized with.
+fn fixed_point_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps<i32>> {
+    let taps = axis_taps(size, window, filter).into_iter();
+    let fixed = |weights: Vec<f64>| weights.into_iter().map(fixed_point).collect();
+    taps.map(|Taps { start, weights }| Taps { start, weights: fixed(weights) }).collect()
+}
+
+/// The taps of the kept positions of one axis of `size` input pixels. Weights sum to one.
+fn axis_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps<f64>> {
     if window.resized == u64::from(size) {
         // PIL skips a pass that changes nothing.
-        let one = vec![1 << WEIGHT_BITS];
         return window
             .kept
             .clone()
-            .map(|position| Taps { start: position as usize, weights: one.clone() })
+            .map(|position| Taps { start: position as usize, weights: vec![1.0] })
             .collect();
     }
     let scale = f64::from(size) / window.resized as f64;
@@ -251,7 +366,7 @@ fn axis_taps(size: u32, window: &AxisWindow, filter: Interpolation) -> Vec<Taps>
                 .map(|input| filter.weight((input as f64 - center + 0.5) / filter_scale))
                 .collect();
             let total: f64 = weights.iter().sum();
-            let weights = weights.iter().map(|weight| fixed_point(weight / total)).collect();
+            let weights = weights.iter().map(|weight| weight / total).collect();
             Taps { start, weights }
         })
         .collect()

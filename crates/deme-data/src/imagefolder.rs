@@ -37,33 +37,21 @@ impl Imagefolder {
         folder: &Path,
         caption_field: &str,
     ) -> Result<(Self, Vec<Example>), DataError> {
-        let (root, names) = find(folder, ReadAs::DataSet)?;
+        require_folder(folder, WHAT)?;
+        let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
+        let names = picture_names(folder, &root, Metadata::Read)?;
         let metadata = folder.join(METADATA);
-        let captions = if metadata.is_file() {
+        let mut captions = if metadata.is_file() {
             read_captions(&metadata, &root, &names, caption_field)?
         } else {
             BTreeMap::new()
         };
-        Ok(Self::of(&root, names, captions))
-    }
-
-    /// The pictures alone: caption files of any kind are not looked at.
-    pub(crate) fn open_pictures(folder: &Path) -> Result<(Self, Vec<Example>), DataError> {
-        let (root, names) = find(folder, ReadAs::Pictures)?;
-        Ok(Self::of(&root, names, BTreeMap::new()))
-    }
-
-    fn of(
-        root: &Path,
-        names: BTreeSet<String>,
-        mut captions: BTreeMap<String, String>,
-    ) -> (Self, Vec<Example>) {
         let paths = names.iter().map(|name| root.join(name)).collect();
         let examples = names
             .into_iter()
             .map(|name| Example { caption: captions.remove(&name), name })
             .collect();
-        (Self { paths }, examples)
+        Ok((Self { paths }, examples))
     }
 
     pub(crate) fn read(&self, indices: Range<usize>) -> Vec<StoredPicture> {
@@ -75,6 +63,41 @@ impl Imagefolder {
             })
             .collect()
     }
+}
+
+/// The pictures of a folder and its subfolders in the order of their relative paths (byte by byte),
+/// found as for a data set. Files with captions are not looked at, and links may lead anywhere.
+///
+/// # Errors
+/// [`DataError::Missing`], [`DataError::NotAFolder`], [`DataError::Io`], [`DataError::NoPictures`],
+/// [`DataError::NameNotUnicode`].
+pub fn picture_files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    require_folder(folder, WHAT)?;
+    let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
+    let names = picture_names(folder, &root, Metadata::Ignored)?;
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// What becomes of captions beside the pictures.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Metadata {
+    /// They are read, so that those in a place or of a kind that is not read are refused.
+    Read,
+    Ignored,
+}
+
+/// The relative paths of all pictures of `folder`, which is `root` without links.
+fn picture_names(
+    folder: &Path,
+    root: &Path,
+    metadata: Metadata,
+) -> Result<BTreeSet<String>, DataError> {
+    let mut names = BTreeSet::new();
+    find_pictures(root, root, metadata, &mut names)?;
+    if names.is_empty() {
+        return Err(DataError::NoPictures { path: folder.to_path_buf() });
+    }
+    Ok(names)
 }
 
 /// Refuses a path that is not there or not a folder.
@@ -90,32 +113,11 @@ pub(crate) fn require_folder(path: &Path, expected: &'static str) -> Result<(), 
     }
 }
 
-/// What a folder is read as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ReadAs {
-    /// A data set: caption files that cannot be read are refused, and so are links that leave it.
-    DataSet,
-    /// Pictures, wherever they lie, and nothing else.
-    Pictures,
-}
-
-/// The folder without links, and the relative paths, joined by `/`, of all pictures in it.
-fn find(folder: &Path, read_as: ReadAs) -> Result<(PathBuf, BTreeSet<String>), DataError> {
-    require_folder(folder, WHAT)?;
-    let root = fs::canonicalize(folder).map_err(io_error("read", folder))?;
-    let mut names = BTreeSet::new();
-    find_pictures(&root, &root, read_as, &mut names)?;
-    if names.is_empty() {
-        return Err(DataError::NoPictures { path: folder.to_path_buf() });
-    }
-    Ok((root, names))
-}
-
-/// Adds the relative paths of all pictures below `folder`.
+/// Adds the relative paths, joined by `/`, of all pictures below `folder`.
 fn find_pictures(
     root: &Path,
     folder: &Path,
-    read_as: ReadAs,
+    metadata: Metadata,
     names: &mut BTreeSet<String>,
 ) -> Result<(), DataError> {
     for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {
@@ -127,12 +129,13 @@ fn find_pictures(
         }
         let file_type = entry.file_type().map_err(io_error("read", &path))?;
         if file_type.is_dir() {
-            find_pictures(root, &path, read_as, names)?;
+            find_pictures(root, &path, metadata, names)?;
             continue;
         }
         let is_misplaced_metadata = file_name == METADATA && folder != root;
-        let is_other_metadata = OTHER_METADATA.iter().any(|other| file_name == *other);
-        if read_as == ReadAs::DataSet && (is_misplaced_metadata || is_other_metadata) {
+        let is_unread =
+            is_misplaced_metadata || OTHER_METADATA.iter().any(|other| file_name == *other);
+        if metadata == Metadata::Read && is_unread {
             return Err(DataError::UnsupportedMetadata { path });
         }
         let can_be_read = file_type.is_file() || file_type.is_symlink();
@@ -145,7 +148,7 @@ fn find_pictures(
             if target.is_dir() {
                 continue;
             }
-            if read_as == ReadAs::DataSet && !target.starts_with(root) {
+            if metadata == Metadata::Read && !target.starts_with(root) {
                 return Err(DataError::OutsideFolder {
                     named_by: "a symbolic link".to_owned(),
                     file_name: name,

@@ -51,6 +51,15 @@ fn main() {
     }
 }
 
+/// The processor; a GPU when built with `--features vulkan`. Kernels are timed on the processor only: a GPU
+/// answers before it is done.
+fn device() -> Device {
+    #[cfg(feature = "vulkan")]
+    return Device::vulkan(Default::default());
+    #[cfg(not(feature = "vulkan"))]
+    Device::flex()
+}
+
 /// A network and what is timed on it.
 struct Opened {
     model: LoadedModel,
@@ -62,13 +71,13 @@ struct Opened {
 
 impl Opened {
     fn new(folder: &str, batch: usize, side: usize) -> Self {
-        let model = load_pipeline(folder, &Device::flex()).unwrap();
+        let model = load_pipeline(folder, &device()).unwrap();
         Self { model, train: None, deme: None, batch, side }
     }
 
     fn images(&self, seed: u64) -> Tensor<4> {
         let shape = [self.batch, self.model.unet.config().in_channels, self.side, self.side];
-        Init::new(seed, &Device::flex()).normal::<4>(shape, 1.0)
+        Init::new(seed, &device()).normal::<4>(shape, 1.0)
     }
 
     fn micro_batch(&self) -> MicroBatch {
@@ -96,7 +105,7 @@ impl Opened {
                     .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
                     .collect();
                 let data = burn::tensor::TensorData::new(values, x_0.dims());
-                let y = self.model.unet.predict(Tensor::from_data(data, &Device::flex()), &t);
+                let y = self.model.unet.predict(Tensor::from_data(data, &device()), &t);
                 let bytes =
                     y.into_data().iter::<f32>().flat_map(f32::to_le_bytes).collect::<Vec<_>>();
                 std::fs::write(to, bytes).unwrap();
@@ -129,7 +138,7 @@ impl Opened {
                 let [_, c, h, w] = x_0.dims();
                 let LoadedModel { unet, scheduler, .. } = &self.model;
                 let scheduler = scheduler.as_ref().unwrap();
-                let (device, batch) = (Device::flex(), self.batch);
+                let (device, batch) = (device(), self.batch);
                 seconds(|| {
                     sample(
                         unet,

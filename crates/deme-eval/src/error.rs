@@ -1,6 +1,8 @@
 //! What can be wrong with features, statistics and measurements.
 
 use deme_clip::ClipError;
+use deme_data::PictureError;
+use deme_merge::StateDictError;
 use std::path::{Path, PathBuf};
 
 /// Why a number could not be computed, read or compared.
@@ -14,6 +16,14 @@ pub enum EvalError {
         path: PathBuf,
         /// What the operating system said.
         source: std::io::Error,
+    },
+    /// A picture that cannot be used.
+    #[error("{} {source}", path.display())]
+    Picture {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: PictureError,
     },
     /// A file that is no `.npz`.
     #[error("{} is no readable .npz file: {reason}", path.display())]
@@ -178,6 +188,79 @@ pub enum EvalError {
         /// Each field that differs, with both values.
         fields: Vec<String>,
     },
+    /// A picture of another size than the extractor takes.
+    #[error(
+        "picture {index} has {found} values, expected {} ({shape:?}): prepare it first",
+        shape.iter().product::<usize>()
+    )]
+    ImageShape {
+        /// Position in the list.
+        index: usize,
+        /// Values found.
+        found: usize,
+        /// Channels, height and width that the extractor takes.
+        shape: [usize; 3],
+    },
+    /// A NaN or an infinity in a picture.
+    #[error("picture {index} holds {value}: check what made it")]
+    NonFiniteImage {
+        /// Position in the list.
+        index: usize,
+        /// NaN or an infinity.
+        value: f32,
+    },
+    /// Weights of another network.
+    #[error(
+        "{} does not fit {network}: {applied} tensors fit{}",
+        path.display(),
+        listed(missing, unused, wrong_shape)
+    )]
+    Weights {
+        /// The file or folder.
+        path: PathBuf,
+        /// What they should be weights of.
+        network: &'static str,
+        /// Number of tensors that fit.
+        applied: usize,
+        /// Tensors the network has and the checkpoint lacks.
+        missing: Vec<String>,
+        /// Tensors the checkpoint has and the network lacks.
+        unused: Vec<String>,
+        /// Tensors of another shape or kind: name, what was expected, what was found.
+        wrong_shape: Vec<String>,
+    },
+    /// A JSON file that is damaged or has a field of another kind.
+    #[error("{} cannot be used: {reason}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A config no network can be built from.
+    #[error("{}: {field} is {found}, expected {expected}", path.display())]
+    Config {
+        /// The config, or the weights it was read off from.
+        path: PathBuf,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// What it must be.
+        expected: String,
+    },
+    /// A DINOv2 with registers.
+    #[error(
+        "{} is a DINOv2 with registers, whose features are others: use the one without",
+        path.display()
+    )]
+    Registers {
+        /// The config or the weights.
+        path: PathBuf,
+    },
+    /// A checkpoint that could not be read, or holds values that are not finite.
+    #[error(transparent)]
+    State(#[from] StateDictError),
     /// CLIP failed.
     #[error(transparent)]
     Clip(Box<ClipError>),
@@ -193,4 +276,53 @@ impl EvalError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
+    pub(crate) fn config(
+        path: &Path,
+        field: &'static str,
+        found: impl ToString,
+        expected: impl ToString,
+    ) -> Self {
+        let (found, expected) = (found.to_string(), expected.to_string());
+        Self::Config { path: path.to_owned(), field, found, expected }
+    }
+
+    /// Checks that pictures have as many values as `shape` says, all finite: a network may well make
+    /// a finite feature of a NaN.
+    pub(crate) fn check_images(images: &[&[f32]], shape: [usize; 3]) -> Result<(), Self> {
+        let expected: usize = shape.iter().product();
+        for (index, image) in images.iter().enumerate() {
+            if image.len() != expected {
+                return Err(Self::ImageShape { index, found: image.len(), shape });
+            }
+            if let Some(&value) = image.iter().find(|value| !value.is_finite()) {
+                return Err(Self::NonFiniteImage { index, value });
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that features are finite.
+    pub(crate) fn check_features(features: &[Vec<f32>]) -> Result<(), Self> {
+        for (index, feature) in (0..).zip(features) {
+            if let Some(value) = feature.iter().find(|value| !value.is_finite()) {
+                return Err(Self::NonFiniteFeature { index, value: f64::from(*value) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of tensors, each list under its heading.
+fn listed(missing: &[String], unused: &[String], wrong_shape: &[String]) -> String {
+    let lists = [
+        ("missing in the checkpoint", missing),
+        ("in the checkpoint but not in the network", unused),
+        ("of another shape", wrong_shape),
+    ];
+    let mut text = String::new();
+    for (heading, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+        text.push_str(&format!("\n  {} {heading}:", names.len()));
+        names.iter().for_each(|name| text.push_str(&format!("\n    {name}")));
+    }
+    text
 }

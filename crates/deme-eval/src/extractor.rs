@@ -1,8 +1,8 @@
 //! Pictures to features.
 
-use crate::{EvalError, FeatureAccumulator, FeatureStats};
+use crate::{EvalError, FeatureAccumulator, FeatureStats, prepare_for_clip};
 use deme_clip::Clip;
-use deme_data::{Interpolation, Picture, prepare_square};
+use deme_data::Picture;
 
 /// Turns pictures into feature vectors, each picture by itself.
 pub trait FeatureExtractor: Sync {
@@ -79,6 +79,7 @@ pub struct ClipExtractor {
     name: String,
     hash: String,
     layer: ImageFeatures,
+    resizing: String,
 }
 
 impl ClipExtractor {
@@ -90,7 +91,8 @@ impl ClipExtractor {
     /// Any CLIP under a name of its own.
     pub fn new(name: impl Into<String>, clip: Clip, layer: ImageFeatures) -> Self {
         let hash = clip.model.weights_hash();
-        Self { clip, name: name.into(), hash, layer }
+        let resizing = clip.preprocessor.description();
+        Self { clip, name: name.into(), hash, layer, resizing }
     }
 
     /// The CLIP itself, for its score.
@@ -121,12 +123,11 @@ impl FeatureExtractor for ClipExtractor {
     }
 
     fn resizing(&self) -> &str {
-        "shorter side to the extractor's size by antialiased bicubic, centre crop"
+        &self.resizing
     }
 
     fn prepare(&self, picture: &Picture) -> Vec<f32> {
-        let side = self.clip.image_size() as u32;
-        image_unit(&prepare_square(picture, side, Interpolation::Bicubic))
+        prepare_for_clip(&self.clip.preprocessor, picture)
     }
 
     fn features(&self, images_unit: &[&[f32]]) -> Result<Vec<Vec<f32>>, EvalError> {

@@ -9,20 +9,29 @@
 //! came from.
 
 pub mod bootstrap;
+mod clip_preparation;
 pub mod clip_score;
+pub mod dinov2;
 mod error;
 pub mod extractor;
+pub mod extractor_config;
 pub mod feature_stats;
 pub mod feature_stream;
 pub mod frechet;
+pub mod inception;
+mod named_weights;
 mod npz;
 pub mod protocol;
 
 pub use bootstrap::bootstrap_spread;
-pub use clip_score::{ClipScore, clip_score};
+pub use clip_preparation::prepare_for_clip;
+pub use clip_score::{ClipScore, PairScores, clip_score, clip_scores, score_pairs};
+pub use dinov2::{Dinov2, Dinov2Config, Dinov2Extractor, PositionInterpolation};
 pub use error::EvalError;
 pub use extractor::{ClipExtractor, FeatureExtractor, ImageFeatures, feature_stats};
+pub use extractor_config::ExtractorConfig;
 pub use feature_stats::{FeatureAccumulator, FeatureStats};
 pub use feature_stream::{PictureFeature, stream_features};
 pub use frechet::{FrechetDistance, frechet_distance};
+pub use inception::{Inception, InceptionBlock, InceptionExtractor, InceptionProtocol, LogitBias};
 pub use protocol::{Measurement, MeasurementTable, Protocol};

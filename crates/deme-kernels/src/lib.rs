@@ -14,6 +14,7 @@ mod attention;
 mod conv;
 mod cpu;
 mod extension;
+mod feature_layers;
 mod flex;
 mod norm;
 mod optimizer_step;
@@ -25,6 +26,10 @@ pub use conv::{
     ConvAlgorithm, ConvGeometry, conv2d, linear, pointwise_conv_of_two, set_conv_algorithm,
 };
 pub use extension::on_cpu;
+pub use feature_layers::{
+    AverageOver, ChannelConcat, ConvRelu, Window, avg_pool2d, conv2d_relu, global_avg_pool2d,
+    max_pool2d,
+};
 pub use norm::{
     Activation, GroupNormInput, GroupNormParameters, GroupNormSettings, group_norm,
     group_norm_conv2d, layer_norm,

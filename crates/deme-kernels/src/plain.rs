@@ -4,10 +4,10 @@
 //! is what the kernels are tested against. It is differentiable through Burn's own operations.
 
 use crate::{
-    Activation, AdamWStep, ConvGeometry, GroupNormInput, GroupNormParameters, GroupNormSettings,
-    ParameterState,
+    Activation, AdamWStep, AverageOver, ConvGeometry, GroupNormInput, GroupNormParameters,
+    GroupNormSettings, ParameterState, Window,
 };
-use burn::tensor::ops::{ConvOptions, PadMode};
+use burn::tensor::ops::{AvgPoolOptions, ConvOptions, MaxPoolOptions, PadMode};
 use burn::tensor::{Bool, Tensor, activation, module};
 
 /// [`crate::conv2d`] by Burn's convolution.
@@ -74,6 +74,37 @@ pub fn pointwise_conv_of_two(
     bias: Option<Tensor<1>>,
 ) -> Tensor<4> {
     conv2d(Tensor::cat(x.to_vec(), 1), weight, bias, ConvGeometry::same(1))
+}
+
+/// [`crate::conv2d_relu`] by Burn's convolution.
+pub fn conv2d_relu(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Tensor<1>,
+    stride: [usize; 2],
+    padding: [usize; 2],
+) -> Tensor<4> {
+    let options = ConvOptions::new(stride, padding, [1, 1], 1);
+    activation::relu(module::conv2d(x, weight, Some(bias), options))
+}
+
+/// [`crate::max_pool2d`] by Burn's.
+pub fn max_pool2d(x: Tensor<4>, window: Window) -> Tensor<4> {
+    let Window { kernel, stride, padding } = window;
+    module::max_pool2d(x, MaxPoolOptions::new(kernel).with_stride(stride).with_padding(padding))
+}
+
+/// [`crate::avg_pool2d`] by Burn's.
+pub fn avg_pool2d(x: Tensor<4>, window: Window, over: AverageOver) -> Tensor<4> {
+    let Window { kernel, stride, padding } = window;
+    let options = AvgPoolOptions::new(kernel).with_stride(stride).with_padding(padding);
+    module::avg_pool2d(x, options.with_count_include_pad(over == AverageOver::Window))
+}
+
+/// [`crate::global_avg_pool2d`] by a reduction.
+pub fn global_avg_pool2d(x: Tensor<4>) -> Tensor<2> {
+    let [b, c, h, w] = x.dims();
+    x.reshape([b, c, h * w]).mean_dim(2).reshape([b, c])
 }
 
 /// [`crate::attention`] by two batched products and a softmax.

@@ -8,14 +8,21 @@ use rand_distr::StandardNormal;
 /// Draws initial parameters, one layer after the other, from one seed.
 #[derive(Debug)]
 pub struct Init {
-    rng: ChaCha8Rng,
+    /// None: nothing is drawn, all entries are zero.
+    rng: Option<ChaCha8Rng>,
     device: Device,
 }
 
 impl Init {
     /// Starts the stream of `seed`; parameters are placed on `device`.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { rng: ChaCha8Rng::seed_from_u64(seed), device: device.clone() }
+        Self { rng: Some(ChaCha8Rng::seed_from_u64(seed)), device: device.clone() }
+    }
+
+    /// Zeros instead of draws, for a network whose weights are read right after: drawing those of a
+    /// large one takes longer than reading them.
+    pub fn zeros(device: &Device) -> Self {
+        Self { rng: None, device: device.clone() }
     }
 
     /// Where the parameters are placed.
@@ -25,17 +32,24 @@ impl Init {
 
     /// Uniform in `[-bound, bound)`.
     pub fn uniform<const D: usize>(&mut self, shape: [usize; D], bound: f32) -> Tensor<D> {
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|_| (self.rng.random::<f32>() * 2.0 - 1.0) * bound)
-            .collect();
-        Tensor::from_data(TensorData::new(values, shape), &self.device)
+        self.drawn(shape, |rng| (rng.random::<f32>() * 2.0 - 1.0) * bound)
     }
 
     /// Normal with mean 0 and deviation `std`.
     pub fn normal<const D: usize>(&mut self, shape: [usize; D], std: f32) -> Tensor<D> {
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|_| self.rng.sample::<f32, _>(StandardNormal) * std)
-            .collect();
+        self.drawn(shape, |rng| rng.sample::<f32, _>(StandardNormal) * std)
+    }
+
+    fn drawn<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        draw: impl Fn(&mut ChaCha8Rng) -> f32,
+    ) -> Tensor<D> {
+        let len = shape.iter().product();
+        let values = match &mut self.rng {
+            Some(rng) => (0..len).map(|_| draw(rng)).collect(),
+            None => vec![0.0; len],
+        };
         Tensor::from_data(TensorData::new(values, shape), &self.device)
     }
 
@@ -61,5 +75,13 @@ mod tests {
         assert!((deviation - 2.0).abs() < 0.1, "{deviation}");
         let uniform = host(Init::new(1, &device).uniform([4000], 0.5));
         assert!(uniform.iter().all(|x| x.abs() <= 0.5) && uniform.iter().any(|x| x.abs() > 0.49));
+    }
+
+    #[test]
+    fn without_draws_all_but_constants_is_zero() {
+        let mut init = Init::zeros(&Device::flex());
+        assert_eq!(host(init.normal([3], 2.0)), [0.0; 3]);
+        assert_eq!(host(init.uniform([3], 2.0)), [0.0; 3]);
+        assert_eq!(host(init.constant([3], 2.0)), [2.0; 3]);
     }
 }

@@ -38,8 +38,13 @@ pub enum Command {
     Predict(PredictArguments),
     /// Show what a model folder or a file of tensors holds
     Inspect(InspectArguments),
-    /// The Fréchet distance between two sets of pictures, on a CLIP's features
-    Fd(FdArguments),
+    /// FID and its kin: the Fréchet distance between two sets of pictures, KID, precision and recall, ...
+    #[command(visible_alias = "fd")]
+    Fid(FidArguments),
+    /// How well pictures fit their captions, by a CLIP
+    ClipScore(ClipScoreArguments),
+    /// Two measurements side by side, if they were made alike
+    Compare(CompareArguments),
 }
 
 /// Where tensors live.
@@ -227,22 +232,129 @@ pub struct InspectArguments {
     pub path: PathBuf,
 }
 
-/// Arguments of `deme fd`.
+/// Whose features are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExtractorName {
+    /// Inception-v3 as pytorch-fid builds it: the distance is the FID
+    Inception,
+    /// DINOv2's class token
+    Dinov2,
+    /// A CLIP's image tower
+    Clip,
+}
+
+/// How pictures come to Inception's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ResizingName {
+    /// Bilinear without antialiasing, inside the network
+    PytorchFid,
+    /// PIL's antialiased bicubic, before it
+    CleanFid,
+}
+
+/// Which network looks at pictures.
+#[derive(Debug, Clone, Args)]
+pub struct ExtractorArguments {
+    /// Whose features are compared
+    #[arg(long, value_enum, default_value = "inception")]
+    pub extractor: ExtractorName,
+    /// Its weights: a file, a folder, or hub:owner/name [default for inception: pytorch-fid's file where torch
+    /// keeps it]
+    #[arg(long, value_name = "PATH")]
+    pub weights: Option<String>,
+    /// inception: entries of a feature, as pytorch-fid's --dims
+    #[arg(long, value_name = "64|192|768|2048")]
+    pub dims: Option<usize>,
+    /// inception: how pictures come to 299 x 299 [default: pytorch-fid]
+    #[arg(long, value_enum)]
+    pub resizing: Option<ResizingName>,
+    /// clip: the name of open_clip's architecture, where a single file does not tell it
+    #[arg(long, value_name = "NAME")]
+    pub architecture: Option<String>,
+}
+
+/// Arguments of `deme fid`.
 #[derive(Debug, Args)]
-pub struct FdArguments {
-    /// A folder of pictures
+pub struct FidArguments {
+    /// The pictures in question: a folder of them, statistics (.npz), or cached features (.safetensors, or a
+    /// folder of such parts)
     pub a: PathBuf,
-    /// Another folder of pictures
-    pub b: PathBuf,
-    /// The folder of the CLIP whose image features are compared
-    #[arg(long, value_name = "DIR")]
-    pub extractor: PathBuf,
+    /// The reference, likewise
+    #[arg(required_unless_present_any = ["save_stats", "save_features"])]
+    pub b: Option<PathBuf>,
+    #[command(flatten)]
+    pub extractor: ExtractorArguments,
+    /// What to compute, separated by commas; --list-metrics tells the names
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME,..", default_value = "fd")]
+    pub metrics: Vec<String>,
+    /// The first so many pictures of each folder, in the order of their names
+    #[arg(long, value_name = "N")]
+    pub num_images: Option<usize>,
+    /// Pictures at once; has no influence on any number
+    #[arg(long, default_value_t = 32)]
+    pub batch_size: usize,
+    /// Write the statistics of A (mu, sigma) to this .npz
+    #[arg(long, value_name = "FILE")]
+    pub save_stats: Option<PathBuf>,
+    /// Write the features of A to this .safetensors
+    #[arg(long, value_name = "FILE")]
+    pub save_features: Option<PathBuf>,
+    /// Leave out pictures that cannot be read, name them, and go on
+    #[arg(long)]
+    pub skip_broken: bool,
+    /// What subsets and resamplings are drawn from
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
-    /// Print JSON
+    /// Print JSON, as deme compare reads it
     #[arg(long)]
     pub json: bool,
+    /// Say nothing but the result and errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Arguments of `deme clip-score`.
+#[derive(Debug, Args)]
+pub struct ClipScoreArguments {
+    /// The folder of the pictures
+    #[arg(long, value_name = "DIR")]
+    pub images: PathBuf,
+    /// Their captions: .jsonl, .json, .csv, .tsv or .txt
+    #[arg(long, value_name = "FILE")]
+    pub captions: PathBuf,
+    /// The CLIP: a Hugging Face folder, open_clip weights, or hub:owner/name
+    #[arg(long, value_name = "PATH")]
+    pub model: String,
+    /// The name of open_clip's architecture, where a single file does not tell it
+    #[arg(long, value_name = "NAME")]
+    pub architecture: Option<String>,
+    /// Also list the score of every pair
+    #[arg(long)]
+    pub per_pair: bool,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceName,
+    /// Print JSON, as deme compare reads it
+    #[arg(long)]
+    pub json: bool,
+    /// Say nothing but the result and errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Arguments of `deme compare`.
+#[derive(Debug, Args)]
+pub struct CompareArguments {
+    /// Measurements: what --json printed, or a run's metrics.json
+    pub a: PathBuf,
+    /// Others
+    pub b: PathBuf,
+    /// Print numbers side by side that were made differently
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[cfg(test)]

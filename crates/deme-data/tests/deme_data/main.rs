@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod caption_files;
 mod cifar10;
 mod decoding;
 mod files;
 mod fixtures;
+mod float_resizing;
 mod imagefolder;
 mod order_and_split;
 mod parquet_files;
