@@ -41,9 +41,35 @@ pub enum EvalError {
         /// The array.
         array: &'static str,
     },
+    /// An `.npz` with pictures instead of statistics.
+    #[error(
+        "{} holds pictures (`arr_0`) but no statistics (`mu` and `sigma`): take the pictures out and \
+         compute their features",
+        path.display()
+    )]
+    PicturesNotStatistics {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A stamp that cannot be read.
+    #[error("the stamp `deme_stamp` of {} is not understood: {reason}", path.display())]
+    Stamp {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A stamp that names another number of pictures than the statistics beside it.
+    #[error("the stamp says {stamp} pictures, the statistics are of {count}")]
+    StampCount {
+        /// The stamp's number.
+        stamp: u64,
+        /// The statistics' number.
+        count: u64,
+    },
     /// An array of a type that cannot be read.
     #[error(
-        "array `{array}` of {} is {found}, expected {expected}: save it as a C-ordered float64 array",
+        "array `{array}` of {} is {found}, expected {expected}",
         path.display()
     )]
     ArrayType {
@@ -132,6 +158,14 @@ pub enum EvalError {
         left: usize,
         /// Of the second.
         right: usize,
+    },
+    /// Features of two extractors, by their stamps.
+    #[error("features of {left} and of {right} cannot be compared: they are of two extractors")]
+    UnlikeExtractors {
+        /// Name and hash of the first.
+        left: String,
+        /// Name and hash of the second.
+        right: String,
     },
     /// A feature vector of another length than its neighbours.
     #[error("feature {index} has {found} entries, expected {expected}")]
@@ -261,6 +295,14 @@ pub enum EvalError {
     /// A checkpoint that could not be read, or holds values that are not finite.
     #[error(transparent)]
     State(#[from] StateDictError),
+    /// Two sets of measurements without a metric in common.
+    #[error("nothing can be compared: one side has {left}, the other {right}")]
+    NothingInCommon {
+        /// Metrics and models of the first.
+        left: String,
+        /// Of the second.
+        right: String,
+    },
     /// CLIP failed.
     #[error(transparent)]
     Clip(Box<ClipError>),

@@ -3,6 +3,7 @@
 use crate::{EvalError, FeatureAccumulator, FeatureStats, prepare_for_clip};
 use deme_clip::Clip;
 use deme_data::Picture;
+use serde::{Deserialize, Serialize};
 
 /// Turns pictures into feature vectors, each picture by itself.
 pub trait FeatureExtractor: Sync {
@@ -64,11 +65,13 @@ pub fn feature_stats<I: AsRef<[f32]>>(
 }
 
 /// Which of CLIP's image vectors is the feature.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ImageFeatures {
     /// The image tower's output before the projection.
     Pooled,
     /// The picture in the shared space, not normalised.
+    #[default]
     Projected,
 }
 

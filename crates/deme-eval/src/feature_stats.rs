@@ -4,13 +4,34 @@
 //! merged into the whole (Chan, Golub and LeVeque 1983, eq. 2.1). How features are handed over, and
 //! on how many threads the sums run, does not change a bit.
 
-use crate::EvalError;
 use crate::npz;
-use rayon::prelude::*;
+use crate::tiles::for_each_tile;
+use crate::{EvalError, StatsStamp};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
 use std::path::Path;
 
 /// Pictures per block.
-const BLOCK: usize = 128;
+const BLOCK: usize = 256;
+
+/// Which statistics of an `.npz` file. Those of Inception's spatial features (sFID) stand beside the
+/// usual ones in the reference batches of Dhariwal and Nichol (2021).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatsArrays {
+    /// `mu` and `sigma`.
+    Pooled,
+    /// `mu_s` and `sigma_s`.
+    Spatial,
+}
+
+impl StatsArrays {
+    pub(crate) fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Pooled => ("mu", "sigma"),
+            Self::Spatial => ("mu_s", "sigma_s"),
+        }
+    }
+}
 
 /// Mean and covariance of the features of a set of pictures.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,6 +39,7 @@ pub struct FeatureStats {
     mu: Vec<f64>,
     sigma: Vec<f64>,
     count: Option<u64>,
+    stamp: Option<StatsStamp>,
 }
 
 impl FeatureStats {
@@ -48,7 +70,7 @@ impl FeatureStats {
                 }
             }
         }
-        Ok(Self { mu, sigma, count })
+        Ok(Self { mu, sigma, count, stamp: None })
     }
 
     /// Of a list of features.
@@ -64,23 +86,71 @@ impl FeatureStats {
         accumulator.finish()
     }
 
-    /// Reads the arrays `mu` and `sigma` of an `.npz` file (pytorch-fid's), and `count` where we
-    /// wrote it.
+    /// Reads the arrays `mu` and `sigma` of an `.npz` file (pytorch-fid's), or `mu_s` and `sigma_s`
+    /// where only these are there, and `count` and the stamp where we wrote them.
     ///
     /// # Errors
-    /// [`EvalError::Io`], [`EvalError::Npz`], [`EvalError::MissingArray`], [`EvalError::ArrayType`],
-    /// [`EvalError::ArrayShape`], [`EvalError::ArrayLength`], and as [`FeatureStats::new`].
+    /// [`EvalError::Io`], [`EvalError::Npz`], [`EvalError::MissingArray`],
+    /// [`EvalError::PicturesNotStatistics`], [`EvalError::ArrayType`], [`EvalError::ArrayShape`],
+    /// [`EvalError::ArrayLength`], [`EvalError::Stamp`], and as [`FeatureStats::new`].
     pub fn load_npz(path: &Path) -> Result<Self, EvalError> {
-        let (mu, sigma, count) = npz::read_stats(path)?;
-        Self::new(mu, sigma, count)
+        let spatial_only =
+            !npz::holds(path, StatsArrays::Pooled)? && npz::holds(path, StatsArrays::Spatial)?;
+        let arrays = if spatial_only { StatsArrays::Spatial } else { StatsArrays::Pooled };
+        Self::load_npz_arrays(path, arrays)
     }
 
-    /// Writes `mu`, `sigma` (float64) and, where it is known, `count`, stored, atomically.
+    /// Reads these arrays of an `.npz` file.
+    ///
+    /// # Errors
+    /// As [`FeatureStats::load_npz`].
+    pub fn load_npz_arrays(path: &Path, arrays: StatsArrays) -> Result<Self, EvalError> {
+        let stored = npz::read_stats(path, arrays)?;
+        let stats = Self::new(stored.mu, stored.sigma, stored.count)?;
+        Ok(Self { stamp: stored.stamp, ..stats })
+    }
+
+    /// Writes `mu`, `sigma` (float64) and, where they are known, `count` and the stamp, stored,
+    /// atomically.
     ///
     /// # Errors
     /// [`EvalError::Io`].
     pub fn save_npz(&self, path: &Path) -> Result<(), EvalError> {
-        npz::write_stats(path, &self.mu, &self.sigma, self.count)
+        npz::write_stats(path, &self.mu, &self.sigma, self.count, self.stamp.as_ref())
+    }
+
+    /// The same statistics with a note of how they were made.
+    ///
+    /// # Errors
+    /// [`EvalError::StampCount`] when the stamp names another number of pictures.
+    pub fn with_stamp(self, stamp: StatsStamp) -> Result<Self, EvalError> {
+        match self.count {
+            Some(count) if count != stamp.count => {
+                Err(EvalError::StampCount { stamp: stamp.count, count })
+            }
+            _ => Ok(Self { count: Some(stamp.count), stamp: Some(stamp), ..self }),
+        }
+    }
+
+    /// How they were made, where it is known.
+    pub fn stamp(&self) -> Option<&StatsStamp> {
+        self.stamp.as_ref()
+    }
+
+    /// Whether a distance to `other` means anything.
+    ///
+    /// # Errors
+    /// [`EvalError::UnlikeExtractors`] when both are stamped and by different extractors,
+    /// [`EvalError::Dimensions`].
+    pub fn comparable_with(&self, other: &Self) -> Result<(), EvalError> {
+        if let (Some(stamp), Some(others)) = (&self.stamp, &other.stamp) {
+            stamp.same_extractor(others)?;
+        }
+        if self.dim() == other.dim() {
+            Ok(())
+        } else {
+            Err(EvalError::Dimensions { left: self.dim(), right: other.dim() })
+        }
     }
 
     /// Number of dimensions d.
@@ -113,8 +183,8 @@ pub struct FeatureAccumulator {
     /// Pictures in finished blocks.
     count: u64,
     mean: Vec<f64>,
-    /// Sum of the outer products of deviations; only entries with column >= row are used.
-    scatter: Vec<f64>,
+    /// Sum of the outer products of deviations, `[d, d]`; only entries with row >= column are used.
+    scatter: Mat<f64>,
 }
 
 impl FeatureAccumulator {
@@ -122,10 +192,10 @@ impl FeatureAccumulator {
     pub fn new(dim: usize) -> Self {
         Self {
             dim,
-            block: Vec::with_capacity(BLOCK * dim),
+            block: Vec::with_capacity((BLOCK + 1) * dim),
             count: 0,
             mean: vec![0.0; dim],
-            scatter: vec![0.0; dim * dim],
+            scatter: Mat::zeros(dim, dim),
         }
     }
 
@@ -167,14 +237,12 @@ impl FeatureAccumulator {
             return Err(EvalError::TooFew { count: self.count });
         }
         let divisor = (self.count - 1) as f64;
-        let dim = self.dim;
-        let mut sigma = self.scatter;
+        let (dim, scatter) = (self.dim, self.scatter);
+        let mut sigma = Vec::with_capacity(dim * dim);
         for row in 0..dim {
-            for column in row..dim {
-                let value = sigma[row * dim + column] / divisor;
-                sigma[row * dim + column] = value;
-                sigma[column * dim + row] = value;
-            }
+            sigma.extend(
+                (0..dim).map(|column| scatter[(row.max(column), row.min(column))] / divisor),
+            );
         }
         FeatureStats::new(self.mean, sigma, Some(self.count))
     }
@@ -198,13 +266,17 @@ impl FeatureAccumulator {
         let (before, added) = (self.count as f64, rows as f64);
         let total = before + added;
         let delta: Vec<f64> = mean.iter().zip(&self.mean).map(|(b, a)| b - a).collect();
-        let (block, weight) = (&self.block, before * added / total);
-        // Each row of the scatter is summed by one thread, in the order of the pictures.
-        self.scatter.par_chunks_mut(dim).enumerate().for_each(|(i, sums)| {
-            for deviation in block.chunks(dim) {
-                add_scaled(&mut sums[i..], &deviation[i..], deviation[i]);
+        // As one deviation more, the step between the means is added by the same product.
+        let weight = (before * added / total).sqrt();
+        self.block.extend(delta.iter().map(|delta| delta * weight));
+        let deviations = MatRef::from_row_major_slice(&self.block, rows + 1, dim);
+        // Each entry is summed by one thread, in the order of the pictures.
+        for_each_tile(self.scatter.as_mut(), |rows, columns, tile| {
+            if rows.end > columns.start {
+                let left = deviations.subcols(rows.start, rows.len()).transpose();
+                let right = deviations.subcols(columns.start, columns.len());
+                matmul(tile, Accum::Add, left, right, 1.0, Par::Seq);
             }
-            add_scaled(&mut sums[i..], &delta[i..], delta[i] * weight);
         });
         self.mean.iter_mut().zip(&delta).for_each(|(mean, delta)| *mean += delta * added / total);
         self.count += rows as u64;
@@ -212,14 +284,11 @@ impl FeatureAccumulator {
     }
 }
 
-fn add_scaled(sums: &mut [f64], values: &[f64], factor: f64) {
-    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * factor);
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::stats_stamp::stamp_of;
     use proptest::prelude::*;
 
     /// Two passes, as the textbook has it.
@@ -269,6 +338,35 @@ mod tests {
         let rows: Vec<Vec<f64>> = (0..1000).map(|i| vec![1e9 + f64::from(i % 2)]).collect();
         let stats = FeatureStats::of(&rows).unwrap();
         assert!((stats.sigma()[0] - 0.25 * 1000.0 / 999.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn wide_features_are_summed_alike_on_any_number_of_threads() {
+        // More than one tile and more than one block.
+        let entry = |i: usize, j: usize| (((i * 37 + j * 11) * (i + j + 1)) % 1009) as f64;
+        let rows: Vec<Vec<f64>> =
+            (0..2 * BLOCK + 9).map(|i| (0..600).map(|j| entry(i, j)).collect()).collect();
+        let of = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| FeatureStats::of(&rows).unwrap())
+        };
+        let one = of(1);
+        assert_eq!(one, of(2));
+        assert_eq!(one, of(3));
+        let (mu, sigma) = naive(&rows);
+        for (found, expected) in one.mu().iter().zip(&mu).chain(one.sigma().iter().zip(&sigma)) {
+            assert!((found - expected).abs() < 1e-12 * 1009.0 * 1009.0);
+        }
+    }
+
+    #[test]
+    fn a_stamp_for_another_number_of_pictures_is_refused() {
+        let stats = FeatureStats::of(&[[1.0], [2.0], [4.0]]).unwrap();
+        assert_eq!(stats.stamp(), None);
+        let stamp = stamp_of("inception", 3);
+        assert_eq!(stats.clone().with_stamp(stamp.clone()).unwrap().stamp(), Some(&stamp));
+        let error = stats.with_stamp(stamp_of("inception", 4)).unwrap_err();
+        assert!(matches!(error, EvalError::StampCount { stamp: 4, count: 3 }));
     }
 
     #[test]

@@ -3,12 +3,10 @@
 //!
 //! Only with Inception-v3's features is this "FID"; the caller names it after its extractor.
 
+use crate::covariance_factor::CovarianceFactor;
+use crate::singular_values::singular_values;
 use crate::{EvalError, FeatureStats};
-use faer::diag::Diag;
-use faer::dyn_stack::{MemBuffer, MemStack};
-use faer::linalg::evd::{ComputeEigenvectors, self_adjoint_evd, self_adjoint_evd_scratch};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
+use std::cmp::Ordering;
 
 /// A Fréchet distance and its two parts.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,7 +21,8 @@ pub struct FrechetDistance {
 }
 
 impl FrechetDistance {
-    /// What a reader of the number should know: that pictures are fewer than feature dimensions.
+    /// What a reader of the number should know: that pictures are fewer than feature dimensions, that
+    /// the two sides were prepared differently.
     pub fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
@@ -31,88 +30,86 @@ impl FrechetDistance {
 
 /// `||mu_a - mu_b||^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`.   (Heusel et al. 2017, eq. 6)
 ///
-/// The trace of the root is the sum of the roots of the eigenvalues of `S_a^(1/2) S_b S_a^(1/2)`,
-/// which is symmetric, so singular covariances need no regularisation. The result does not depend on
-/// the number of threads.
+/// With `S_a = F F^T` and `S_b = G G^T` the trace of the root is the sum of the singular values of
+/// `F^T G`. No root is taken, nothing is regularised, and singular covariances only make the factors
+/// narrower. The result depends neither on the order of the two nor on the number of threads.
 ///
 /// # Errors
-/// [`EvalError::Dimensions`], [`EvalError::NotPositive`], [`EvalError::NoConvergence`].
+/// As [`FeatureStats::comparable_with`]; [`EvalError::NotPositive`], [`EvalError::NoConvergence`].
 pub fn frechet_distance(a: &FeatureStats, b: &FeatureStats) -> Result<FrechetDistance, EvalError> {
-    let dim = a.dim();
-    if dim != b.dim() {
-        return Err(EvalError::Dimensions { left: dim, right: b.dim() });
+    a.comparable_with(b)?;
+    let (left, right) = rayon::join(|| FrechetReference::new(a), || FrechetReference::new(b));
+    distance_of_factored(&left?, &right?)
+}
+
+/// Statistics whose covariance has been factored once, to compare many others with them.
+#[derive(Debug, Clone)]
+pub struct FrechetReference<'a> {
+    stats: &'a FeatureStats,
+    factor: CovarianceFactor,
+}
+
+impl<'a> FrechetReference<'a> {
+    /// Factors the covariance.
+    ///
+    /// # Errors
+    /// [`EvalError::NotPositive`], [`EvalError::NoConvergence`].
+    pub fn new(stats: &'a FeatureStats) -> Result<Self, EvalError> {
+        Ok(Self { stats, factor: CovarianceFactor::of(stats)? })
     }
-    let mean_term: f64 = a.mu().iter().zip(b.mu()).map(|(a, b)| (a - b) * (a - b)).sum();
-    let (trace_a, trace_b) = (trace(a), trace(b));
-    let covariance_term = (trace_a + trace_b - 2.0 * trace_of_root(a, b)?).max(0.0);
-    let notes = [a, b].iter().filter_map(|stats| note(stats)).collect();
+
+    /// [`frechet_distance`] to `other`, bit for bit.
+    ///
+    /// # Errors
+    /// As [`frechet_distance`].
+    pub fn distance_to(&self, other: &FeatureStats) -> Result<FrechetDistance, EvalError> {
+        other.comparable_with(self.stats)?;
+        distance_of_factored(&FrechetReference::new(other)?, self)
+    }
+
+    /// The statistics themselves.
+    pub fn stats(&self) -> &'a FeatureStats {
+        self.stats
+    }
+
+    pub(crate) fn factor(&self) -> &CovarianceFactor {
+        &self.factor
+    }
+}
+
+fn distance_of_factored(
+    a: &FrechetReference<'_>,
+    b: &FrechetReference<'_>,
+) -> Result<FrechetDistance, EvalError> {
+    let mean_term: f64 =
+        a.stats.mu().iter().zip(b.stats.mu()).map(|(a, b)| (a - b) * (a - b)).sum();
+    // One order for both, so that the distance there is the distance back to the last bit.
+    let (first, second) = if fixed_order(a.stats, b.stats).is_le() { (a, b) } else { (b, a) };
+    let roots = singular_values(first.factor.transpose_times(&second.factor))
+        .map_err(|_| EvalError::NoConvergence { dim: a.stats.dim() })?;
+    let trace_of_root: f64 = roots.iter().sum();
+    let traces = trace(a.stats) + trace(b.stats);
+    let covariance_term = (traces - 2.0 * trace_of_root).max(0.0);
+    let mut notes: Vec<String> = [a, b].iter().filter_map(|side| note(side.stats)).collect();
+    if let (Some(stamp), Some(other)) = (a.stats.stamp(), b.stats.stamp()) {
+        notes.extend(stamp.differences(other));
+    }
     let distance = mean_term + covariance_term;
     Ok(FrechetDistance { distance, mean_term, covariance_term, notes })
+}
+
+/// Some order of covariances; which one does not matter.
+fn fixed_order(a: &FeatureStats, b: &FeatureStats) -> Ordering {
+    let entries = || a.sigma().iter().zip(b.sigma()).map(|(a, b)| a.total_cmp(b));
+    trace(a)
+        .total_cmp(&trace(b))
+        .then_with(|| entries().find(|o| o.is_ne()).unwrap_or(Ordering::Equal))
 }
 
 fn trace(stats: &FeatureStats) -> f64 {
     let dim = stats.dim();
     (0..dim).map(|i| stats.sigma()[i * dim + i]).sum()
 }
-
-/// `tr (S_a S_b)^(1/2)`.
-fn trace_of_root(a: &FeatureStats, b: &FeatureStats) -> Result<f64, EvalError> {
-    let dim = a.dim();
-    let (values, vectors) = eigen(symmetric(a).as_ref())?;
-    // S_b is checked too: with a negative eigenvalue the product below could still look harmless.
-    let (_, _) = eigen(symmetric(b).as_ref())?;
-    // With S_a = U D U^T, S_a^(1/2) S_b S_a^(1/2) has the eigenvalues of D^(1/2) U^T S_b U D^(1/2).
-    let root = Mat::from_fn(dim, dim, |i, j| vectors[(i, j)] * values[j].sqrt());
-    let half = product(symmetric(b).as_ref(), root.as_ref());
-    let full = product(root.transpose(), half.as_ref());
-    let full = Mat::from_fn(dim, dim, |i, j| 0.5 * (full[(i, j)] + full[(j, i)]));
-    let (values, _) = eigen(full.as_ref())?;
-    Ok(values.iter().map(|value| value.sqrt()).sum())
-}
-
-fn symmetric(stats: &FeatureStats) -> Mat<f64> {
-    let (dim, sigma) = (stats.dim(), stats.sigma());
-    Mat::from_fn(dim, dim, |i, j| 0.5 * (sigma[i * dim + j] + sigma[j * dim + i]))
-}
-
-fn product(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
-    let mut out = Mat::zeros(a.nrows(), b.ncols());
-    matmul(&mut out, Accum::Replace, a, b, 1.0, Par::Seq);
-    out
-}
-
-/// Eigenvalues, those below zero by rounding set to zero, and eigenvectors as columns.
-fn eigen(matrix: MatRef<'_, f64>) -> Result<(Vec<f64>, Mat<f64>), EvalError> {
-    let dim = matrix.nrows();
-    let mut vectors = Mat::zeros(dim, dim);
-    let mut values = Diag::zeros(dim);
-    let parameters = Default::default();
-    let scratch =
-        self_adjoint_evd_scratch::<f64>(dim, ComputeEigenvectors::Yes, Par::Seq, parameters);
-    // One thread: the result must not depend on how many there are.
-    self_adjoint_evd(
-        matrix,
-        values.as_mut(),
-        Some(vectors.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut MemBuffer::new(scratch)),
-        parameters,
-    )
-    .map_err(|_| EvalError::NoConvergence { dim })?;
-    let mut values: Vec<f64> = values.column_vector().iter().copied().collect();
-    let largest = values.iter().fold(0f64, |most, value| most.max(*value));
-    let size = values.iter().fold(0f64, |most, value| most.max(value.abs()));
-    for value in &mut values {
-        if *value < -ROUNDING * size {
-            return Err(EvalError::NotPositive { eigenvalue: *value, largest });
-        }
-        *value = value.max(0.0);
-    }
-    Ok((values, vectors))
-}
-
-/// Negative eigenvalues up to this share of the largest are rounding (of float32 files).
-const ROUNDING: f64 = 1e-5;
 
 fn note(stats: &FeatureStats) -> Option<String> {
     let (count, dim) = (stats.count()?, stats.dim());
@@ -128,6 +125,8 @@ fn note(stats: &FeatureStats) -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::StatsStamp;
+    use crate::stats_stamp::stamp_of;
     use proptest::prelude::*;
 
     fn stats(mu: &[f64], sigma: &[f64]) -> FeatureStats {
@@ -189,6 +188,47 @@ mod tests {
         }
     }
 
+    #[test]
+    fn statistics_of_two_extractors_are_refused_by_name() {
+        let stamped = |extractor, dim: usize| {
+            let plain = FeatureStats::new(vec![0.0; dim], diagonal(&vec![1.0; dim]), Some(9));
+            plain.unwrap().with_stamp(stamp_of(extractor, 9)).unwrap()
+        };
+        let (a, b) = (stamped("inception", 2), stamped("dinov2", 3));
+        let error = frechet_distance(&a, &b).unwrap_err();
+        assert!(matches!(error, EvalError::UnlikeExtractors { .. }));
+        let error = FrechetReference::new(&a).unwrap().distance_to(&b).unwrap_err();
+        assert!(matches!(error, EvalError::UnlikeExtractors { .. }));
+        let same = frechet_distance(&a, &stats(&[0.0; 2], &diagonal(&[1.0, 1.0]))).unwrap();
+        assert!(same.distance < 1e-12);
+        let other_format =
+            StatsStamp { image_format: "jpeg".to_owned(), ..stamp_of("inception", 9) };
+        let c = stats(&[0.0; 2], &diagonal(&[1.0, 1.0])).with_stamp(other_format).unwrap();
+        assert_eq!(frechet_distance(&a, &c).unwrap().notes().len(), 1);
+    }
+
+    #[test]
+    fn a_factored_reference_gives_the_same_bits_on_any_number_of_threads() {
+        let features = |seed: usize, count: usize| -> Vec<Vec<f64>> {
+            let entry =
+                |i: usize, j: usize| (((i * 37 + j * 11 + seed) * (i + j + 1)) % 101) as f64;
+            (0..count).map(|i| (0..300).map(|j| entry(i, j)).collect()).collect()
+        };
+        let (a, b) = (
+            FeatureStats::of(&features(1, 400)).unwrap(),
+            FeatureStats::of(&features(5, 90)).unwrap(),
+        );
+        let distance = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| frechet_distance(&a, &b).unwrap())
+        };
+        let one = distance(1);
+        assert_eq!(one, distance(2));
+        assert_eq!(one, distance(3));
+        assert_eq!(one.distance, frechet_distance(&b, &a).unwrap().distance);
+        assert_eq!(one, FrechetReference::new(&b).unwrap().distance_to(&a).unwrap());
+    }
+
     fn pair() -> impl Strategy<Value = [Vec<Vec<f64>>; 2]> {
         (1usize..6, 2usize..9, 2usize..9).prop_flat_map(|(dim, n, m)| {
             let rows = |n| prop::collection::vec(prop::collection::vec(-3.0..3.0f64, dim), n);
@@ -203,7 +243,7 @@ mod tests {
             let there = frechet_distance(&a, &b).unwrap().distance;
             let back = frechet_distance(&b, &a).unwrap().distance;
             prop_assert!(there >= 0.0);
-            prop_assert!((there - back).abs() < 1e-6 * there.max(1.0));
+            prop_assert_eq!(there, back);
         }
 
         #[test]

@@ -1,64 +1,87 @@
-//! How a number was made, and which numbers may stand in one table.
+//! How a number was made, and which numbers may stand in one table or beside each other.
 
 use crate::EvalError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// Everything that changes a measurement besides the model.
+/// Everything that changes a measurement besides the model. What nobody said is `None`: it is unlike anything
+/// that is known.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Protocol {
-    /// What was computed: `fd_tiny_clip`, `clip_score_tiny_clip`, `fid`, ...
+    /// What was computed: `fid`, `fd_tiny_clip`, `clip_score`, ...
     pub metric: String,
-    /// Name of the feature extractor.
-    pub extractor: String,
+    /// The metric's own settings, such as the number and size of its subsets.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, Value>,
+    /// Name of the feature extractor; `None` for statistics that do not say.
+    pub extractor: Option<String>,
     /// SHA-256 of its weights, in hex.
-    pub extractor_hash: String,
+    pub extractor_hash: Option<String>,
     /// How pictures came to the extractor's size.
-    pub resizing: String,
+    pub resizing: Option<String>,
+    /// What the measured pictures were when they were read: `png`, `jpeg`, `memory`, ...
+    pub image_format: Option<String>,
     /// Pictures measured.
-    pub image_count: u64,
-    /// Pictures they are compared with; none for scores without a reference.
+    pub image_count: Option<u64>,
+    /// What the reference pictures were when they were read; none for scores without a reference.
+    pub reference_format: Option<String>,
+    /// Pictures they are compared with.
     pub reference_count: Option<u64>,
     /// Hash of the reference pictures or statistics.
     pub reference_hash: Option<String>,
     /// Sampler that made the pictures (`ddim`, `ddpm`, ...).
-    pub sampler: String,
+    pub sampler: Option<String>,
     /// Its steps.
-    pub steps: usize,
+    pub steps: Option<usize>,
     /// Its eta: 0 is deterministic.
-    pub eta: f64,
+    pub eta: Option<f64>,
     /// Weight of classifier-free guidance, where it was used.
     pub guidance: Option<f64>,
     /// Seed of the first picture; picture i has seed `first_seed + i`.
-    pub first_seed: u64,
+    pub first_seed: Option<u64>,
     /// Whether the model's averaged weights were used.
-    pub ema: bool,
-    /// The model that was measured, for people. Not part of the protocol proper.
+    pub ema: Option<bool>,
+    /// The program that measured. Not part of the protocol proper.
+    pub software: String,
+    /// The model or pictures that were measured, for people. Not part of the protocol proper.
     pub model: String,
-    /// Hash of its weights. Not part of the protocol proper.
+    /// Hash of its weights, or of the pictures. Not part of the protocol proper.
     pub model_hash: Option<String>,
 }
 
-/// The fields that say which model was measured.
-const IDENTITY: [&str; 2] = ["model", "model_hash"];
+/// The fields that say what was measured, and by which build.
+const IDENTITY: [&str; 3] = ["model", "model_hash", "software"];
+
+/// The program's name and version, for [`Protocol::software`].
+pub const SOFTWARE: &str = concat!("deme ", env!("CARGO_PKG_VERSION"));
 
 impl Protocol {
-    /// Names of all fields that differ, those of the model's identity among them.
+    /// Names of all fields that differ, those of the identity among them.
     pub fn differs(&self, other: &Self) -> Vec<String> {
         let (left, right) = (self.fields(), other.fields());
-        let unlike = left.iter().filter(|(field, value)| right.get(*field) != Some(value));
-        unlike.map(|(field, _)| field.clone()).collect()
+        let mut names: Vec<&String> = left.keys().chain(right.keys()).collect();
+        let mut seen = Vec::new();
+        names.retain(|name| {
+            let new = !seen.contains(name);
+            seen.push(*name);
+            new
+        });
+        names.into_iter().filter(|name| left.get(*name) != right.get(*name)).cloned().collect()
     }
 
-    /// The fields that differ although only the model may, each with both values.
-    fn unlike(&self, other: &Self) -> Vec<String> {
+    /// The fields that differ although only the identity may, each with both values.
+    pub fn unlike(&self, other: &Self) -> Vec<String> {
         let (left, right) = (self.fields(), other.fields());
+        let said = |value: Option<&Value>| match value {
+            None | Some(Value::Null) => "unknown".to_owned(),
+            Some(value) => value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+        };
         let fields = self.differs(other).into_iter();
         fields
             .filter(|field| !IDENTITY.contains(&field.as_str()))
-            .map(|field| format!("{field} is {} and {}", left[&field], right[&field]))
+            .map(|field| format!("{field} is {} and {}", said(left.get(&field)), said(right.get(&field))))
             .collect()
     }
 
@@ -131,6 +154,71 @@ impl MeasurementTable {
     }
 }
 
+/// Two measurements of one metric.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    /// Of the first set.
+    pub a: Measurement,
+    /// Of the second set.
+    pub b: Measurement,
+    /// The fields in which they were made differently, each with both values.
+    pub unlike: Vec<String>,
+    /// What a reader should know although nothing is unlike.
+    pub notes: Vec<String>,
+}
+
+/// Pairs the measurements of two sets by metric: the only two of it, or else those of models of one name.
+/// Measurements without a partner are left out.
+///
+/// # Errors
+/// [`EvalError::NothingInCommon`] when there is no pair.
+pub fn pair(a: &[Measurement], b: &[Measurement]) -> Result<Vec<Pair>, EvalError> {
+    let of_metric = |set: &[Measurement], metric: &str| -> Vec<Measurement> {
+        set.iter().filter(|found| found.protocol.metric == metric).cloned().collect()
+    };
+    let mut metrics: Vec<&str> = Vec::new();
+    for measurement in a {
+        let metric = measurement.protocol.metric.as_str();
+        if !metrics.contains(&metric) {
+            metrics.push(metric);
+        }
+    }
+    let mut pairs = Vec::new();
+    for metric in metrics {
+        let (left, right) = (of_metric(a, metric), of_metric(b, metric));
+        match (left.as_slice(), right.as_slice()) {
+            ([only], [other]) => pairs.push(Pair::of(only, other)),
+            _ => {
+                for one in &left {
+                    let same = |other: &&Measurement| other.protocol.model == one.protocol.model;
+                    pairs.extend(right.iter().find(same).map(|other| Pair::of(one, other)));
+                }
+            }
+        }
+    }
+    if pairs.is_empty() {
+        let names = |set: &[Measurement]| {
+            let names = set.iter().map(|m| format!("{} of {}", m.protocol.metric, m.protocol.model));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        return Err(EvalError::NothingInCommon { left: names(a), right: names(b) });
+    }
+    Ok(pairs)
+}
+
+impl Pair {
+    fn of(a: &Measurement, b: &Measurement) -> Self {
+        let mut notes = Vec::new();
+        if a.protocol.sampler.is_none() && b.protocol.sampler.is_none() {
+            notes.push(
+                "how the pictures were drawn (sampler, steps, seeds) is not known of either side"
+                    .to_owned(),
+            );
+        }
+        Self { a: a.clone(), b: b.clone(), unlike: a.protocol.unlike(&b.protocol), notes }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -139,18 +227,22 @@ mod tests {
     fn measurement(model: &str, value: f64) -> Measurement {
         let protocol = Protocol {
             metric: "fd_tiny_clip".to_owned(),
-            extractor: "tiny_clip".to_owned(),
-            extractor_hash: "00ff".to_owned(),
-            resizing: "none".to_owned(),
-            image_count: 512,
+            settings: BTreeMap::new(),
+            extractor: Some("tiny_clip".to_owned()),
+            extractor_hash: Some("00ff".to_owned()),
+            resizing: Some("none".to_owned()),
+            image_format: Some("memory".to_owned()),
+            image_count: Some(512),
+            reference_format: Some("png".to_owned()),
             reference_count: Some(1000),
             reference_hash: Some("aa".to_owned()),
-            sampler: "ddim".to_owned(),
-            steps: 50,
-            eta: 0.0,
+            sampler: Some("ddim".to_owned()),
+            steps: Some(50),
+            eta: Some(0.0),
             guidance: None,
-            first_seed: 0,
-            ema: true,
+            first_seed: Some(0),
+            ema: Some(true),
+            software: SOFTWARE.to_owned(),
             model: model.to_owned(),
             model_hash: Some(format!("hash of {model}")),
         };
@@ -162,7 +254,7 @@ mod tests {
         let a = measurement("before", 1.0).protocol;
         assert!(a.differs(&a).is_empty());
         let b =
-            Protocol { steps: 20, guidance: Some(7.5), model: "merged".to_owned(), ..a.clone() };
+            Protocol { steps: Some(20), guidance: Some(7.5), model: "merged".to_owned(), ..a.clone() };
         assert_eq!(a.differs(&b), ["steps", "guidance", "model"]);
     }
 
@@ -173,11 +265,55 @@ mod tests {
         assert_eq!(table.models, ["before", "merged"]);
         assert_eq!(table.get("merged", "fd_tiny_clip").unwrap().value, 1.0);
         assert_eq!(table.get("joint", "fd_tiny_clip"), None);
-        b.protocol.image_count = 256;
+        b.protocol.image_count = Some(256);
         let error = MeasurementTable::new(vec![a, b]).unwrap_err();
         let EvalError::UnlikeProtocols { first, other, fields } = error else { panic!() };
         assert_eq!((first.as_str(), other.as_str()), ("before", "merged"));
         assert_eq!(fields, ["image_count is 512 and 256"]);
+    }
+
+    #[test]
+    fn what_one_side_does_not_say_is_unlike_what_the_other_says() {
+        let a = measurement("before", 1.0).protocol;
+        let mut settings = BTreeMap::new();
+        settings.insert("subsets".to_owned(), Value::from(100));
+        let b = Protocol { sampler: None, settings, software: "other 9".to_owned(), ..a.clone() };
+        assert_eq!(
+            a.unlike(&b),
+            ["sampler is ddim and unknown", "settings is unknown and {\"subsets\":100}"]
+        );
+        assert!(b.unlike(&b).is_empty());
+    }
+
+    #[test]
+    fn two_single_measurements_are_paired_whatever_the_models_are_called() {
+        let (a, mut b) = (measurement("before", 2.0), measurement("merged", 1.0));
+        let pairs = pair(std::slice::from_ref(&a), std::slice::from_ref(&b)).unwrap();
+        assert_eq!((pairs[0].a.value, pairs[0].b.value), (2.0, 1.0));
+        assert!(pairs[0].unlike.is_empty() && pairs[0].notes.is_empty());
+        b.protocol.reference_hash = Some("bb".to_owned());
+        let pairs = pair(std::slice::from_ref(&a), &[b]).unwrap();
+        assert_eq!(pairs[0].unlike, ["reference_hash is aa and bb"]);
+    }
+
+    #[test]
+    fn several_are_paired_by_the_models_names() {
+        let a = [measurement("before", 2.0), measurement("merged", 1.0)];
+        let b = [measurement("merged", 0.5), measurement("joint", 3.0), measurement("before", 4.0)];
+        let values: Vec<_> =
+            pair(&a, &b).unwrap().iter().map(|pair| (pair.a.value, pair.b.value)).collect();
+        assert_eq!(values, [(2.0, 4.0), (1.0, 0.5)]);
+        let error = pair(&a[..1], &b[..2]).unwrap_err();
+        assert!(matches!(error, EvalError::NothingInCommon { .. }), "{error}");
+    }
+
+    #[test]
+    fn two_sides_of_unknown_origin_are_comparable_with_a_note() {
+        let mut a = measurement("a", 1.0);
+        a.protocol.sampler = None;
+        let pairs = pair(std::slice::from_ref(&a), std::slice::from_ref(&a)).unwrap();
+        assert!(pairs[0].unlike.is_empty());
+        assert!(pairs[0].notes[0].contains("sampler"));
     }
 
     #[test]

@@ -33,6 +33,28 @@ fn swapped(x: &FlexTensor) -> Option<FlexTensor> {
     swapped.as_slice::<f32>().is_some().then_some(swapped)
 }
 
+/// A tensor `[B, C, H, W]` as `[B, H, W, C]` in row-major order.
+pub(crate) fn channels_last(x: FlexTensor) -> FlexTensor {
+    let pixels = x.permute(&[0, 2, 3, 1]);
+    if pixels.as_slice::<f32>().is_some() {
+        return pixels;
+    }
+    let shape = pixels.shape();
+    let (area, channels) = (shape[1] * shape[2], shape[3]);
+    let x = contiguous(x);
+    let mut to = vec![0.0; shape.num_elements()];
+    let image = (area * channels).max(1);
+    to.par_chunks_mut(image).zip(entries(&x).par_chunks(image)).for_each(|(to, x)| {
+        planes_to_pixels(x, area, channels, area, to, |pixel| pixel * channels);
+    });
+    tensor(to, shape)
+}
+
+/// The reverse of [`channels_last`], without moving an entry.
+pub(crate) fn planes_of_pixels(x: FlexTensor) -> FlexTensor {
+    x.permute(&[0, 3, 1, 2])
+}
+
 /// The entries of a contiguous tensor with the last two dimensions swapped.
 fn transposed(x: &FlexTensor) -> Vec<f32> {
     let shape = x.shape();

@@ -10,6 +10,7 @@ use clap::Parser;
 mod cli;
 mod commands;
 mod diagnostics;
+mod extractors;
 mod progress;
 mod recipe;
 mod report;
@@ -37,7 +38,9 @@ fn main() -> ExitCode {
         cli::Command::Merge(arguments) => commands::merge::run(&arguments),
         cli::Command::Predict(arguments) => commands::predict::run(&arguments),
         cli::Command::Inspect(arguments) => commands::inspect::run(&arguments),
-        cli::Command::Fd(arguments) => commands::fd::run(&arguments),
+        cli::Command::Fid(arguments) => commands::fid::run(&arguments),
+        cli::Command::ClipScore(arguments) => commands::clip_score::run(&arguments),
+        cli::Command::Compare(arguments) => commands::compare::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ use deme_clip::TinyClipConfig;
 use deme_data::{DataConfig, Preparation, SplitConfig};
 use deme_decouple::FinetuneConfig;
 use deme_diffusion::{SamplerConfig, SchedulerConfig, TimestepRange, UNet2DConfig};
+use deme_eval::ExtractorConfig;
 use deme_merge::{LandscapeConfig, ParameterGroups, SearchConfig};
 use miette::NamedSource;
 use serde::{Deserialize, Serialize};
@@ -239,10 +240,10 @@ fn default_batch_size() -> usize {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvaluationSection {
-    /// A folder of a Hugging Face CLIP to take features from; trained on the captions when absent.
+    /// Whose features are compared. When absent, a small CLIP is trained on the captions and judges.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip: Option<PathBuf>,
-    /// The CLIP that is trained when none is given.
+    pub extractor: Option<ExtractorConfig>,
+    /// The CLIP that is trained when no extractor is given.
     pub tiny_clip: TinyClipConfig,
     /// Noisy images for the table of held-out losses per range.
     pub loss_images: usize,
@@ -250,7 +251,7 @@ pub struct EvaluationSection {
 
 impl Default for EvaluationSection {
     fn default() -> Self {
-        Self { clip: None, tiny_clip: TinyClipConfig::default(), loss_images: 1024 }
+        Self { extractor: None, tiny_clip: TinyClipConfig::default(), loss_images: 1024 }
     }
 }
 

@@ -5,15 +5,18 @@ use crate::extractor::image_unit;
 use crate::{EvalError, FeatureExtractor};
 use burn::tensor::{Tensor, TensorData};
 use deme_data::{Interpolation, Picture, interpolate_bilinear, resize_channels};
+use serde::{Deserialize, Serialize};
 
 const SIZE: usize = Inception::IMAGE_SIZE;
 
 /// How pictures come to the network. The same pictures have clearly different distances under the
 /// two (Parmar et al. 2022, arXiv 2104.11222).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum InceptionProtocol {
     /// pytorch-fid, and what papers call FID: bilinear without antialiasing on values in [0, 1], then
     /// `2 x - 1`.
+    #[default]
     PytorchFid,
     /// clean-fid's mode `clean`: PIL's antialiased bicubic on each channel in floating point, cut
     /// off at 0 and 255, then `(x - 128) / 128`.

@@ -19,11 +19,15 @@ use blocks::{InceptionA, InceptionB, InceptionC, InceptionD, InceptionE, Pooling
 use burn::tensor::{Device, Tensor, TensorData};
 use deme_kernels::{ConvRelu, Window, global_avg_pool2d, max_pool2d};
 use deme_merge::StateDict;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Where in the network features are taken. pytorch-fid calls these by their number of channels; each
 /// is the mean over the map of what the block puts out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum InceptionBlock {
     /// Behind the first max pool: 64 channels.
     Pool1,
@@ -32,6 +36,7 @@ pub enum InceptionBlock {
     /// Before the auxiliary classifier would branch off: 768 channels.
     PreAux,
     /// The final average pool: 2048 channels. FID is on these.
+    #[default]
     Pool3,
 }
 

@@ -70,6 +70,7 @@ impl AttentionShape {
             run_len: d,
             columns: self.keys,
             start: Start::Zero,
+            relu: false,
         };
         product.write(to, width);
     }
@@ -127,6 +128,7 @@ pub(crate) unsafe fn forward(
                 run_len: s.keys,
                 columns: s.d_v,
                 start: Start::Zero,
+                relu: false,
             };
             let first = head * s.queries * s.d_v;
             let to = y.range(first + block.start * s.d_v..first + block.end * s.d_v);
@@ -191,6 +193,7 @@ pub(crate) unsafe fn backward(
                 run_len: block.len(),
                 columns,
                 start: begin,
+                relu: false,
             };
             let dy = pack_rows(dy, s.d_v, block.len(), s.d_v);
             let q = pack_rows(q, s.d, block.len(), s.d);
@@ -207,6 +210,7 @@ pub(crate) unsafe fn backward(
                 run_len: s.keys,
                 columns: s.d,
                 start: Start::Zero,
+                relu: false,
             };
             let dq = dq.range(block.start * s.d..block.end * s.d);
             // SAFETY: the caller's promise; every head has its own parts, and the first block

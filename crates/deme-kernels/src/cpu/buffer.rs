@@ -12,34 +12,84 @@ thread_local! {
 /// Buffers a thread keeps for its next calls.
 const KEPT: usize = 8;
 
-/// A buffer with unspecified contents, returned to its thread when dropped.
+/// Floats in a cache line.
+const CACHE_LINE: usize = 16;
+
+/// The first entry at the beginning of a cache line; there are `CACHE_LINE - 1` entries more than are used.
+fn line_start(values: &[f32]) -> usize {
+    // Where the alignment is not known any start is correct.
+    values.as_ptr().align_offset(4 * CACHE_LINE).min(CACHE_LINE - 1)
+}
+
+/// Values that begin at a cache line, for weights that are packed once.
+#[derive(Debug)]
+pub(crate) struct Aligned {
+    values: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        let values = vec![0.0; len + CACHE_LINE - 1];
+        let start = line_start(&values);
+        Self { values, start, len }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.values[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.values[self.start..self.start + self.len]
+    }
+}
+
+/// A buffer with unspecified contents that begins at a cache line, returned to its thread when
+/// dropped.
 pub(crate) struct Scratch {
     values: Vec<f32>,
+    start: usize,
     len: usize,
 }
 
 impl Scratch {
     /// The smallest kept buffer that is large enough, or a new one.
     pub(crate) fn new(len: usize) -> Self {
+        let with_start = len + CACHE_LINE - 1;
         let mut values = FREE.with_borrow_mut(|free| {
-            let enough = |i: &usize| free[*i].len() >= len;
+            let enough = |i: &usize| free[*i].len() >= with_start;
             let best = (0..free.len()).filter(enough).min_by_key(|i| free[*i].len());
             match best.or(free.len().checked_sub(1)) {
                 Some(i) => free.swap_remove(i),
                 None => Vec::new(),
             }
         });
-        if values.len() < len {
+        if values.len() < with_start {
             // A fresh zeroed allocation costs no pass over memory, growing in place would.
-            values = vec![0.0; len];
+            values = vec![0.0; with_start];
         }
-        Self { values, len }
+        let start = line_start(&values);
+        Self { values, start, len }
+    }
+
+    /// The same with zeros in it.
+    pub(crate) fn zeros(len: usize) -> Self {
+        let mut zeros = Self::new(len);
+        zeros.fill(0.0);
+        zeros
     }
 
     /// The same for a function that writes all of it.
     pub(crate) fn uninit(&mut self) -> &mut [MaybeUninit<f32>] {
         let len = self.len;
-        let start = self.values.as_mut_ptr().cast();
+        let start = self.as_mut_ptr().cast();
         // SAFETY: `len` entries of ours; every f32 is a valid MaybeUninit<f32>, and safe code can
         // only write f32 through it or leave it.
         unsafe { std::slice::from_raw_parts_mut(start, len) }
@@ -49,13 +99,13 @@ impl Scratch {
 impl Deref for Scratch {
     type Target = [f32];
     fn deref(&self) -> &[f32] {
-        &self.values[..self.len]
+        &self.values[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.len]
+        &mut self.values[self.start..self.start + self.len]
     }
 }
 

@@ -66,6 +66,7 @@ pub(crate) unsafe fn forward(
             run_len: k * s.c_in,
             columns: s.c_out,
             start: Start::Columns(bias),
+            relu: false,
         };
         let mut out = Scratch::new(offsets.len() * s.c_out);
         product.write(&mut out, s.c_out);
@@ -117,6 +118,7 @@ unsafe fn forward_to_few(
             run_len: s.c_in,
             columns,
             start: Start::Rows(bias),
+            relu: false,
         };
         let mut out = Scratch::new(s.c_out * columns);
         product.write(&mut out, columns);
@@ -196,6 +198,7 @@ unsafe fn forward_from_few(
                 run_len: depth,
                 columns: (last - first) * s.w_out,
                 start: Start::Rows(bias),
+                relu: false,
             };
             let area = s.h_out * s.w_out;
             let start = image * s.c_out * area + first * s.w_out;
@@ -389,6 +392,7 @@ pub(crate) unsafe fn input_gradient(
                 run_len: s.c_out,
                 columns: s.c_in,
                 start: Start::Zero,
+                relu: false,
             };
             product.write(&mut out[done * s.c_in..], s.c_in);
             done += offsets.len();
@@ -457,6 +461,7 @@ pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mu
                     run_len: s.w_out,
                     columns: s.c_in,
                     start: begin,
+                    relu: false,
                 };
                 product.write(sums, s.c_in);
             });
@@ -477,6 +482,7 @@ pub(crate) fn weight_gradient(s: &ConvShape, x: &[f32], dy: &[f32], dweight: &mu
                 run_len: s.w_out,
                 columns: s.c_out,
                 start: begin,
+                relu: false,
             };
             // SAFETY: `sums` is borrowed mutably.
             unsafe { product.write_parallel(SharedOutput::new(&mut sums), s.c_out) };

@@ -40,6 +40,7 @@ pub(crate) unsafe fn forward(
             run_len: s.d_in,
             columns: s.rows,
             start: Start::Rows(bias),
+            relu: false,
         };
         let mut transposed = Scratch::new(s.d_out * s.rows);
         // SAFETY: `transposed` is borrowed mutably; y's rows are as long as the d_out columns, and
@@ -65,6 +66,7 @@ pub(crate) unsafe fn forward(
         run_len: s.d_in,
         columns: s.d_out,
         start: Start::Columns(bias),
+        relu: false,
     };
     // SAFETY: the caller's promise.
     unsafe { product.write_parallel(y, s.d_out) };
@@ -99,6 +101,7 @@ pub(crate) unsafe fn input_gradient(
         run_len: s.d_out,
         columns: s.d_in,
         start: Start::Zero,
+        relu: false,
     };
     // SAFETY: the caller's promise.
     unsafe { product.write_parallel(dx, s.d_in) };
@@ -120,6 +123,7 @@ pub(crate) fn weight_gradient(s: &LinearShape, x: &[f32], dy: &[f32]) -> Vec<f32
         run_len: s.rows,
         columns: s.d_in,
         start: Start::Zero,
+        relu: false,
     };
     // SAFETY: `dweight` is borrowed mutably.
     unsafe { product.write_parallel(SharedOutput::new(&mut dweight), s.d_in) };
@@ -148,6 +152,7 @@ pub(crate) fn bias_gradient(s: &LinearShape, dy: &[f32]) -> Vec<f32> {
         run_len: s.rows,
         columns: s.d_out,
         start: Start::Zero,
+        relu: false,
     };
     // SAFETY: `dbias` is borrowed mutably.
     unsafe { product.write_parallel(SharedOutput::new(&mut dbias), s.d_out) };

@@ -8,6 +8,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod buffer;
+pub(crate) mod channels_last;
 pub(crate) mod conv;
 pub(crate) mod direct_conv;
 pub(crate) mod group_norm;

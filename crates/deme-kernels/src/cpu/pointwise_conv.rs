@@ -114,6 +114,7 @@ unsafe fn per_image<const N: usize>(
             run_len: depth,
             columns,
             start,
+            relu: false,
         };
         let mut row = 0;
         for (out, channels) in outputs {
@@ -212,6 +213,7 @@ fn add_weight_gradient(
         run_len: pixels.len(),
         columns: s.depth(),
         start,
+        relu: false,
     };
     // SAFETY: `dweight` is borrowed mutably.
     unsafe { product.write_parallel(SharedOutput::new(dweight), s.depth()) };

@@ -93,6 +93,8 @@ pub(crate) struct Product<'a> {
     pub run_len: usize,
     pub columns: usize,
     pub start: Start<'a>,
+    /// Whether negative results become zero.
+    pub relu: bool,
 }
 
 /// One run from the beginning of a and b.
@@ -207,7 +209,9 @@ impl Product<'_> {
             return write(self);
         }
         let mut start = self.start;
-        for runs in self.runs.chunks((DEPTH / self.run_len).max(1)) {
+        let at_once = (DEPTH / self.run_len).max(1);
+        for (chunk, runs) in self.runs.chunks(at_once).enumerate() {
+            let last_runs = (chunk + 1) * at_once >= self.runs.len();
             let parts = self.run_len.div_ceil(DEPTH);
             for i in 0..parts {
                 let k = split(self.run_len, parts, i);
@@ -215,10 +219,12 @@ impl Product<'_> {
                     a: run.a + k.start * self.a_step,
                     b: run.b + k.start * self.b_step,
                 };
+                let relu = self.relu && last_runs && i + 1 == parts;
                 if parts == 1 {
-                    write(&Product { runs, start, ..*self });
+                    write(&Product { runs, start, relu, ..*self });
                 } else {
-                    write(&Product { runs: &[shift(&runs[0])], run_len: k.len(), start, ..*self });
+                    let run = [shift(&runs[0])];
+                    write(&Product { runs: &run, run_len: k.len(), start, relu, ..*self });
                 }
                 start = Start::Existing;
             }
@@ -371,6 +377,15 @@ unsafe fn kernel<V: Vector, const M: usize, const N: usize, const TAIL: bool>(
                 b = b.wrapping_add(p.b_step);
             }
         }
+        if p.relu {
+            let zero = V::splat(0.0);
+            for_each_row!(m => {
+                sums[m][0] = zero.max(sums[m][0]);
+                if N > 1 {
+                    sums[m][N - 1] = zero.max(sums[m][N - 1]);
+                }
+            });
+        }
         for_each_row!(m => {
             let to = c.add((t.row + m) * c_row + t.first);
             if N > 1 {
@@ -439,6 +454,7 @@ mod tests {
                             run_len: k,
                             columns: n,
                             start,
+                            relu: false,
                         };
                         let mut found = c.clone();
                         product.write(&mut found, n);
@@ -481,6 +497,7 @@ mod tests {
             run_len: 4,
             columns: 18,
             start: Start::Zero,
+            relu: false,
         };
         let mut c = vec![0.0; 3 * 18];
         product.write(&mut c, 18);
@@ -511,6 +528,7 @@ mod tests {
             run_len: 4,
             columns: 5,
             start: Start::Zero,
+            relu: false,
         };
         product.write(&mut [0.0; 10], 5);
     }

@@ -20,6 +20,8 @@ pub(crate) trait Vector: Copy {
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
+    /// The larger of both in each lane, NaN where either is.
+    unsafe fn max(self, other: Self) -> Self;
 }
 
 /// Lanes in plain Rust; the compiler maps them to what the target has.
@@ -86,6 +88,15 @@ impl Vector for Portable {
         }
         self
     }
+    #[inline(always)]
+    unsafe fn max(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            if !(self.0[i].is_nan() || self.0[i] > other.0[i]) {
+                self.0[i] = other.0[i];
+            }
+        }
+        self
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -144,6 +155,14 @@ mod x86 {
         unsafe fn mul(self, other: Self) -> Self {
             unsafe { _mm256_mul_ps(self, other) }
         }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // The instruction gives `other` where either is NaN.
+            unsafe {
+                let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(self, self);
+                _mm256_blendv_ps(_mm256_max_ps(self, other), self, nan)
+            }
+        }
     }
 
     impl Vector for __m512 {
@@ -185,6 +204,14 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul(self, other: Self) -> Self {
             unsafe { _mm512_mul_ps(self, other) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            // The instruction gives `other` where either is NaN.
+            unsafe {
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self, self);
+                _mm512_mask_mov_ps(_mm512_max_ps(self, other), nan, self)
+            }
         }
     }
 }
@@ -296,6 +323,10 @@ mod arm {
         unsafe fn mul(self, other: Self) -> Self {
             unsafe { Self(vmulq_f32(self.0, other.0), vmulq_f32(self.1, other.1)) }
         }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            unsafe { Self(vmaxq_f32(self.0, other.0), vmaxq_f32(self.1, other.1)) }
+        }
     }
 }
 
@@ -369,6 +400,11 @@ mod tests {
             assert_eq!(read(whole.add(two)), each(|x| x + 2.0));
             assert_eq!(read(whole.sub(two)), each(|x| x - 2.0));
             assert_eq!(read(whole.mul(two)), each(|x| x * 2.0));
+            let (four, nan) = (V::splat(4.0), V::splat(f32::NAN));
+            assert_eq!(read(whole.max(four)), each(|x| x.max(4.0)));
+            assert_eq!(read(four.max(whole)), each(|x| x.max(4.0)));
+            assert!(read(nan.max(whole)).iter().all(|x| x.is_nan()));
+            assert!(read(whole.max(nan)).iter().all(|x| x.is_nan()));
             for n in 0..V::LANES {
                 let part = x[..n].to_vec();
                 let found = read(V::load_first(part.as_ptr(), n));

@@ -1,6 +1,8 @@
 //! One file per command.
 
-pub mod fd;
+pub mod clip_score;
+pub mod compare;
+pub mod fid;
 pub mod inspect;
 pub mod merge;
 pub mod predict;

@@ -1,22 +1,24 @@
 //! The stages that judge: the data's description, the CLIP, samples of every row, their metrics.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use deme_clip::{CaptionedImages, Clip, EMBEDDING_BATCH, train_tiny_clip};
-use deme_data::{Interpolation, Picture, PreparedImages, grid, prepare_square, write_png};
+use deme_data::{Picture, PreparedImages, grid, write_png};
 use deme_decouple::{LossProbe, LossProbeConfig};
 use deme_diffusion::{
     Denoiser, RangeEnsemble, SamplerConfig, SamplerKind, SchedulerConfig, UNet2DModel,
     load_pipeline, sample,
 };
 use deme_eval::{
-    ClipExtractor, FeatureExtractor, FeatureStats, ImageFeatures, Measurement, Protocol,
-    bootstrap_spread, frechet_distance,
+    ClipExtractor, FeatureExtractor, FeatureStats, Measurement, Protocol, SOFTWARE,
+    bootstrap_spread, frechet_distance, stream_features,
 };
 use deme_merge::{Dtype, StateDict, StoredTensor};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Problem;
+use crate::extractors;
 use crate::progress::Progress;
 use crate::report::RealDistance;
 use crate::run_dir::{resume_folder, seed_for, write_json};
@@ -192,6 +194,9 @@ impl Drawing<'_> {
     }
 }
 
+/// The format of pictures that were never in a file, or were prepared before they were measured.
+const IN_MEMORY: &str = "memory";
+
 /// How often the generated images are resampled for the spread.
 pub const BOOTSTRAP_DRAWS: u64 = 50;
 
@@ -215,8 +220,8 @@ pub fn metrics(
     let extractor = judge(context, plan)?;
     let generated = load_pictures(&row.samples.folder().join("images.safetensors"))?;
     let all: Vec<usize> = (0..generated.len()).collect();
-    let generated = features(&extractor, &generated, &all)?;
-    let real = features(&extractor, context.prepared()?, &context.split().report)?;
+    let generated = features(&*extractor, &generated, &all)?;
+    let real = features(&*extractor, context.prepared()?, &context.split().report)?;
     let reference = FeatureStats::of(&real)?;
     let distance = frechet_distance(&FeatureStats::of(&generated)?, &reference)?;
     let seed = seed_for(context.recipe.seed, "bootstrap");
@@ -228,18 +233,22 @@ pub fn metrics(
         notes: distance.notes(),
         protocol: Protocol {
             metric: extractor.frechet_metric(),
-            extractor: extractor.name().to_owned(),
-            extractor_hash: extractor.weights_hash().to_owned(),
-            resizing: "to the extractor's size by antialiased bicubic, where it differs".to_owned(),
-            image_count: generated.len() as u64,
+            settings: BTreeMap::new(),
+            extractor: Some(extractor.name().to_owned()),
+            extractor_hash: Some(extractor.weights_hash().to_owned()),
+            resizing: Some(extractor.resizing().to_owned()),
+            image_format: Some(IN_MEMORY.to_owned()),
+            image_count: Some(generated.len() as u64),
+            reference_format: Some(IN_MEMORY.to_owned()),
             reference_count: Some(real.len() as u64),
             reference_hash: Some(plan.data.key.to_string()),
-            sampler: sampler_name(sampling.sampler.kind).to_owned(),
-            steps: sampling.sampler.steps,
-            eta: sampling.sampler.eta,
+            sampler: Some(sampler_name(sampling.sampler.kind).to_owned()),
+            steps: Some(sampling.sampler.steps),
+            eta: Some(sampling.sampler.eta),
             guidance: None,
-            first_seed: sampling.first_seed,
-            ema: context.recipe.decouple.finetune.ema.enabled,
+            first_seed: Some(sampling.first_seed),
+            ema: Some(context.recipe.decouple.finetune.ema.enabled),
+            software: SOFTWARE.to_owned(),
             model: row.id.clone(),
             model_hash: Some(row.samples.key.to_string()),
         },
@@ -257,7 +266,7 @@ pub fn real_distance(context: &Context<'_>, plan: &Plan, folder: &Path) -> Resul
     let (train, pictures) = (&context.split().train, context.prepared()?);
     let train = &train[..train.len().min(context.recipe.sampling.images)];
     let stats = |indices: &[usize]| -> Result<FeatureStats, Problem> {
-        Ok(FeatureStats::of(&features(&extractor, pictures, indices)?)?)
+        Ok(FeatureStats::of(&features(&*extractor, pictures, indices)?)?)
     };
     let distance = frechet_distance(&stats(train)?, &stats(&context.split().report)?)?.distance;
     progress.finish(&format!("{} {distance:.4}", extractor.frechet_metric()));
@@ -274,35 +283,30 @@ fn sampler_name(kind: SamplerKind) -> &'static str {
     }
 }
 
-/// The CLIP that judges: the run's own as `tiny_clip`, a given one as `clip`.
-pub fn judge(context: &Context<'_>, plan: &Plan) -> Result<ClipExtractor, Problem> {
-    let clip = Clip::load(&plan.clip_folder(context), &context.device)?;
-    Ok(match plan.clip {
-        Some(_) => ClipExtractor::tiny(clip),
-        None => ClipExtractor::new("clip", clip, ImageFeatures::Projected),
-    })
+/// The extractor that judges: the recipe's, or the run's own CLIP as `tiny_clip`.
+pub fn judge(context: &Context<'_>, plan: &Plan) -> Result<Box<dyn FeatureExtractor>, Problem> {
+    match (&context.recipe.evaluation.extractor, &plan.clip) {
+        (Some(config), _) => extractors::open(config, &context.device),
+        (None, Some(slot)) => {
+            let clip = Clip::load(&slot.folder().join("clip"), &context.device)?;
+            Ok(Box::new(ClipExtractor::tiny(clip)))
+        }
+        (None, None) => unreachable!("a run trains a CLIP when no extractor is given"),
+    }
 }
 
-/// The features of the pictures at `indices`, resized to what the extractor takes.
+/// The features of the pictures at `indices`.
 pub fn features(
-    extractor: &ClipExtractor,
+    extractor: &dyn FeatureExtractor,
     pictures: &PreparedImages,
     indices: &[usize],
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    let [_, side, _] = extractor.image_shape();
     let mut features = Vec::with_capacity(indices.len());
-    for batch in indices.chunks(EMBEDDING_BATCH) {
-        let images: Vec<Vec<f32>> = batch
-            .iter()
-            .map(|&index| {
-                let picture = pictures.picture(index);
-                let picture = prepare_square(&picture, side as u32, Interpolation::Bicubic);
-                unit_from_signed(picture.to_signed())
-            })
-            .collect();
-        let images: Vec<&[f32]> = images.iter().map(Vec::as_slice).collect();
-        features.extend(extractor.features(&images)?);
-    }
+    let read = |position: usize| Ok::<_, Problem>(pictures.picture(indices[position]));
+    stream_features(extractor, indices.len(), EMBEDDING_BATCH, &read, &mut |_, found| {
+        features.push(found?.feature);
+        Ok(())
+    })?;
     Ok(features)
 }
 

@@ -210,7 +210,7 @@ fn frechet<'a>(
     images: usize,
 ) -> Result<impl Objective<Error = Problem> + 'a, Problem> {
     let extractor = judge(context, plan)?;
-    let reference = features(&extractor, context.prepared()?, &context.split().search)?;
+    let reference = features(&*extractor, context.prepared()?, &context.split().search)?;
     let reference = FeatureStats::of(&reference)?;
     let sampler = context.recipe.search_sampler();
     Ok(move |weights: &[f64]| -> Result<f64, Problem> {
@@ -224,7 +224,7 @@ fn frechet<'a>(
         };
         let drawn = drawing.draw(context)?;
         let all: Vec<usize> = (0..drawn.len()).collect();
-        let features = features(&extractor, &drawn, &all)?;
+        let features = features(&*extractor, &drawn, &all)?;
         Ok(frechet_distance(&FeatureStats::of(&features)?, &reference)?.distance)
     })
 }

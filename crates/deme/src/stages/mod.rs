@@ -39,10 +39,12 @@ impl<'a> Context<'a> {
     /// Opens the data; no picture is decoded before a stage needs it.
     pub fn open(recipe: &'a Recipe, device: Device, voice: Voice) -> Result<Self, Problem> {
         let data = DataSet::open(&recipe.data)?;
-        if recipe.evaluation.clip.is_none() && !data.has_captions() {
+        if recipe.evaluation.extractor.is_none() && !data.has_captions() {
             return Err(Problem::Impossible {
                 message: "the pictures have no captions, so no CLIP can be trained to judge with".into(),
-                help: "add captions (metadata.jsonl), or name a CLIP folder with --set evaluation.clip=DIR".into(),
+                help: "add captions (metadata.jsonl), or name an extractor, as in --set \
+                       evaluation.extractor='{ kind = \"inception\" }'"
+                    .into(),
             });
         }
         let split = deme_data::split(data.len(), &recipe.split)?;

@@ -1,7 +1,7 @@
 //! The stages of a run and their keys.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline};
 use deme_merge::LandscapeConfig;
@@ -9,6 +9,7 @@ use deme_nn::{Init, parameter_shapes, to_state_dict};
 use serde_json::json;
 
 use crate::diagnostics::Problem;
+use crate::extractors;
 use crate::recipe::PretrainedSection;
 use crate::report::RowKind;
 use crate::run_dir::{StageSlot, seed_for};
@@ -99,7 +100,7 @@ impl Plan {
             "split": recipe.split,
         });
         let data = slot("data", &data_part, &[]);
-        let clip = match &recipe.evaluation.clip {
+        let clip = match &recipe.evaluation.extractor {
             Some(_) => None,
             None => Some(slot(
                 "clip",
@@ -107,9 +108,15 @@ impl Plan {
                 &[&data],
             )),
         };
-        let clip_hash = match &recipe.evaluation.clip {
-            Some(folder) => Some(deme_merge::StateDict::load(folder)?.content_hash()),
-            None => None,
+        // What lies at its weights' path decides an extractor's features, not the path.
+        let extractor = match &recipe.evaluation.extractor {
+            Some(config) => {
+                let mut part = json!(config);
+                part["weights"] =
+                    json!(extractors::content_hash(&extractors::weights_path(config)?)?);
+                part
+            }
+            None => json!(null),
         };
         let pretrained = slot("pretrained", &pretrained_part, &[&data]);
         let experts: Vec<StageSlot> = ranges
@@ -147,7 +154,7 @@ impl Plan {
             if recipe.merge.objective.drawing().is_some() {
                 inputs.extend(&judge);
                 part["sampler"] = json!(recipe.sampling.sampler);
-                part["clip"] = json!(clip_hash);
+                part["extractor"] = extractor.clone();
             }
             slot("search", &part, &inputs)
         });
@@ -180,7 +187,7 @@ impl Plan {
                 let mut inputs = vec![&samples, &data];
                 inputs.extend(&judge);
                 let metrics =
-                    slot(&format!("metrics-{id}"), &json!({ "clip": clip_hash }), &inputs);
+                    slot(&format!("metrics-{id}"), &json!({ "extractor": extractor }), &inputs);
                 RowPlan {
                     id: id.to_owned(),
                     label,
@@ -221,7 +228,7 @@ impl Plan {
         let real_distance = {
             let mut inputs = vec![&data];
             inputs.extend(&judge);
-            let part = json!({ "images": recipe.sampling.images, "clip": clip_hash });
+            let part = json!({ "images": recipe.sampling.images, "extractor": extractor });
             slot("real-distance", &part, &inputs)
         };
         let range_losses = {
@@ -270,15 +277,6 @@ impl Plan {
         stages.extend(self.rows.iter().map(|row| &row.metrics));
         stages.extend([&self.real_distance, &self.range_losses]);
         stages
-    }
-
-    /// The folder of the CLIP that judges.
-    pub fn clip_folder(&self, context: &Context<'_>) -> PathBuf {
-        match (&self.clip, &context.recipe.evaluation.clip) {
-            (Some(slot), _) => slot.folder().join("clip"),
-            (None, Some(folder)) => folder.clone(),
-            (None, None) => unreachable!("a run has a CLIP, trained or given"),
-        }
     }
 }
 

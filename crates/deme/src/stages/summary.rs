@@ -285,7 +285,7 @@ fn description(context: &Context<'_>, facts: &DataFacts) -> String {
 
 fn notes(context: &Context<'_>) -> Vec<String> {
     let mut notes = Vec::new();
-    if context.recipe.evaluation.clip.is_none() {
+    if context.recipe.evaluation.extractor.is_none() {
         notes.push(
             "The distance uses a small CLIP that this run trained on its own captions. It ranks the \
              models of this run; it is not FID and means nothing beside numbers of other runs with \

@@ -6,7 +6,7 @@
 
 mod tiles;
 mod tiling;
-mod transform;
+pub(super) mod transform;
 mod weight_gradient;
 mod weights;
 
@@ -179,6 +179,7 @@ impl Convolution<'_> {
                 run_len: depth,
                 columns: columns.len(),
                 start: Start::Zero,
+                relu: false,
             };
             product.write(m, mp);
         }

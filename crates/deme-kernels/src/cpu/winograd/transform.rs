@@ -6,7 +6,7 @@ use super::super::vector::Vector;
 ///
 /// # Safety
 /// The instruction set of V must be available.
-pub(super) trait Transform {
+pub(in super::super) trait Transform {
     const OUT: usize;
     const IN: usize;
     /// B^T d
@@ -24,7 +24,7 @@ pub(super) trait Transform {
 /// Interpolation points 0, 1, -1, infinity.
 pub(super) struct Two;
 /// Interpolation points 0, 1, -1, 2, -2, infinity.
-pub(super) struct Four;
+pub(in super::super) struct Four;
 
 // SAFETY of both: the trait functions of `Vector` are called with registers only; the callers run
 // where the instruction set of V is enabled.

@@ -103,6 +103,7 @@ impl Operands<'_> {
                     run_len: self.tiles,
                     columns,
                     start: Start::Zero,
+                    relu: false,
                 };
                 product.write(du, row);
             }

@@ -1,0 +1,93 @@
+//! How features were made, kept beside them: in an `.npz` of statistics and in a feature file. No
+//! tensor engine.
+
+use crate::EvalError;
+use serde::{Deserialize, Serialize};
+
+/// What decides features besides the pictures, and which pictures they are of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatsStamp {
+    /// Name of the feature extractor, such as `inception` or `dinov2`.
+    pub extractor: String,
+    /// Hash of everything that decides its features, in hex.
+    pub extractor_hash: String,
+    /// How pictures came to its size.
+    pub resizing: String,
+    /// What the pictures were when they were read: `png`, `jpeg`, `memory`, ..
+    pub image_format: String,
+    /// Number of pictures.
+    pub count: u64,
+    /// Hash of the pictures.
+    pub reference_hash: String,
+}
+
+impl StatsStamp {
+    /// Whether the features of both can be compared at all.
+    ///
+    /// # Errors
+    /// [`EvalError::UnlikeExtractors`] when they are of two extractors.
+    pub fn same_extractor(&self, other: &Self) -> Result<(), EvalError> {
+        if self.extractor == other.extractor && self.extractor_hash == other.extractor_hash {
+            return Ok(());
+        }
+        let name = |stamp: &Self| format!("{} ({})", stamp.extractor, stamp.extractor_hash);
+        Err(EvalError::UnlikeExtractors { left: name(self), right: name(other) })
+    }
+
+    /// What a reader of a number made from both should know: in what else they differ.
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let pairs = [
+            ("resized", &self.resizing, &other.resizing),
+            ("stored as", &self.image_format, &other.image_format),
+        ];
+        let unlike = pairs.into_iter().filter(|(_, left, right)| left != right);
+        let note = |(how, left, right): (&str, &String, &String)| {
+            format!("one side's pictures were {how} `{left}`, the other's `{right}`")
+        };
+        unlike.map(note).collect()
+    }
+
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("strings and numbers are JSON")
+    }
+}
+
+#[cfg(test)]
+pub(crate) fn stamp_of(extractor: &str, count: u64) -> StatsStamp {
+    StatsStamp {
+        extractor: extractor.to_owned(),
+        extractor_hash: format!("hash of {extractor}"),
+        resizing: "bilinear to 299".to_owned(),
+        image_format: "png".to_owned(),
+        count,
+        reference_hash: "00ff".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_extractor_is_named() {
+        let (a, b) = (stamp_of("inception", 3), stamp_of("dinov2", 3));
+        assert!(a.same_extractor(&a).is_ok());
+        let error = a.same_extractor(&b).unwrap_err();
+        assert!(matches!(error, EvalError::UnlikeExtractors { .. }));
+        let text = error.to_string();
+        assert!(text.contains("inception") && text.contains("dinov2"), "{text}");
+        let retrained = StatsStamp { extractor_hash: "other".to_owned(), ..a.clone() };
+        assert!(a.same_extractor(&retrained).is_err());
+    }
+
+    #[test]
+    fn other_formats_and_resizing_are_told() {
+        let a = stamp_of("inception", 3);
+        assert!(a.differences(&StatsStamp { count: 9, ..a.clone() }).is_empty());
+        let b = StatsStamp { image_format: "jpeg".to_owned(), ..a.clone() };
+        let notes = a.differences(&b);
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].contains("`png`") && notes[0].contains("`jpeg`"));
+    }
+}
