@@ -248,7 +248,7 @@ impl ModelKind {
 impl ModelFiles {
     /// Chooses among a listing; `None` without a config and weights.
     fn among(listing: &BTreeSet<String>, kind: ModelKind) -> Option<Self> {
-        let first = |names: &mut dyn Iterator<Item = String>| names.find(|n| listing.contains(n));
+        let first = |names: Vec<String>| names.into_iter().find(|name| listing.contains(name));
         let (mut configs, weights, optional) = match kind {
             ModelKind::Diffusion => {
                 let unet = ["unet/", ""]
@@ -259,15 +259,15 @@ impl ModelFiles {
                     "scheduler/scheduler_config.json",
                     "scheduler_config.json",
                 ];
-                let mut weights = DIFFUSION_WEIGHTS.iter().map(|name| format!("{unet}{name}"));
-                (vec![format!("{unet}config.json")], vec![first(&mut weights)?], optional)
+                let weights = DIFFUSION_WEIGHTS.map(|name| format!("{unet}{name}")).to_vec();
+                (vec![format!("{unet}config.json")], vec![first(weights)?], optional)
             }
             ModelKind::TextToImage => {
                 if !PART_CONFIGS.iter().all(|config| listing.contains(*config)) {
                     return None;
                 }
                 let weights = PART_WEIGHTS.iter().map(|(part, names)| {
-                    first(&mut names.iter().map(|name| format!("{part}/{name}")))
+                    first(names.map(|name| format!("{part}/{name}")).to_vec())
                 });
                 let optional = vec![
                     "tokenizer/tokenizer.json",
@@ -293,8 +293,8 @@ impl ModelFiles {
                     "vocab.json",
                     "merges.txt",
                 ];
-                let mut weights = ENCODER_WEIGHTS.iter().map(|name| (*name).to_owned());
-                (vec![config.to_owned()], vec![first(&mut weights)?], optional)
+                let weights = ENCODER_WEIGHTS.map(str::to_owned).to_vec();
+                (vec![config.to_owned()], vec![first(weights)?], optional)
             }
         };
         let optional = optional.into_iter().filter(|path| listing.contains(*path));

@@ -44,8 +44,8 @@ pub struct TextToImagePipeline {
 pub struct EncodedPrompts {
     /// One sequence per prompt, `[B, L, width]`.
     pub hidden_states: Tensor<3>,
-    /// How many prompts were too long and lost their last words.
-    pub truncated: usize,
+    /// For each prompt, whether it was too long and lost its last words.
+    pub truncated: Vec<bool>,
 }
 
 impl TextToImagePipeline {

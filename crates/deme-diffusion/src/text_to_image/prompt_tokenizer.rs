@@ -93,8 +93,8 @@ impl PromptTokenizer {
         Ok(Self { tokenizer, pad, files: Vec::new() })
     }
 
-    /// Rows of ids: the start, the prompt, the end, padding. Prompts that are too long lose their last words and
-    /// are counted.
+    /// Rows of ids: the start, the prompt, the end, padding. Prompts that are too long lose their last words,
+    /// which is noted.
     ///
     /// # Errors
     /// [`CheckpointError::Tokenizer`] when the tokenizer refuses a prompt.

@@ -3,6 +3,8 @@
 
 mod conditioning;
 mod fixtures;
+mod pipeline;
+mod single_file;
 mod unet_config;
 mod unet_projection;
 mod unet_reference;
