@@ -115,9 +115,10 @@ fn gradients_agree_with_finite_differences_in_both_placements() {
             let name = &parameter.name;
             let entries = parameter.shape.iter().product();
             let direction = Init::new(100 + number as u64, &device()).normal([entries], 1.0);
-            let slope = f64::from(
-                values((gradients.get(name).unwrap().clone() * direction.clone()).sum())[0],
-            );
+            let length = f64::from(values(direction.clone().square().sum())[0]).sqrt();
+            let direction: Tensor<1> = direction / length;
+            let gradient = gradients.get(name).unwrap().clone();
+            let slope = f64::from(values((gradient * direction.clone()).sum())[0]);
             let at = |step: f64| {
                 let moved =
                     map_parameters(unet.clone(), &mut |found, tensor| match found == name {
@@ -126,8 +127,10 @@ fn gradients_agree_with_finite_differences_in_both_placements() {
                     });
                 f64::from(values(loss(&moved))[0])
             };
-            let step = 2e-3;
-            let difference = (at(step) - at(-step)) / (2.0 * step);
+            // Of fourth order: norms of a few pixels bend the loss.
+            let step = 5e-3;
+            let difference =
+                (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step))) / (12.0 * step);
             // f32 losses near 10 leave about 1e-3 of noise in the quotient.
             let off = (slope - difference).abs();
             assert!(off < 0.01 * slope.abs() + 5e-3, "{placement:?} {name}: {slope} {difference}");
