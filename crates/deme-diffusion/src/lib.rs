@@ -4,6 +4,7 @@
 
 pub mod checkpoint;
 pub mod denoiser;
+pub mod guidance;
 pub mod hub;
 pub mod image_shards;
 pub mod noise;
@@ -20,15 +21,18 @@ pub use checkpoint::{
     save_pipeline_weights,
 };
 pub use denoiser::{ConditionalDenoiser, Conditioned, Denoiser, DenoiserFn};
+pub use guidance::{GuidanceConfig, GuidanceError, Guided};
 pub use noise::standard_normal;
 pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates, ScheduleError};
 pub use prediction::PredictionType;
 pub use range_ensemble::RangeEnsemble;
 pub use sampler::{
-    SampleError, SampleProgress, SamplerConfig, SamplerKind, SamplingMethod, sample,
+    DpmSolverConfig, DynamicThresholding, SampleError, SampleProgress, SamplerConfig, SamplerKind,
+    SamplingMethod, SolverAlgorithm, SolverType, sample, sample_latents,
 };
 pub use scheduler_config::{
-    SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing, VarianceType,
+    FinalSigmasType, SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing,
+    VarianceType,
 };
 pub use timestep::{TimestepError, TimestepRange, range_index};
 pub use unet::{ProjectionError, ProjectionPlacement, UNet2DConfig, UNet2DModel, UNetConfigError};
