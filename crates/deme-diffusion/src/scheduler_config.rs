@@ -568,6 +568,7 @@ impl SchedulerConfigError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::sampler::{SolverAlgorithm, SolverType};
 
     #[test]
     fn the_first_published_checkpoints() {
@@ -588,20 +589,34 @@ mod tests {
             beta_schedule: BetaSchedule::ScaledLinear,
             beta_start: 0.00085,
             beta_end: 0.012,
+            rescale_betas_zero_snr: true,
             prediction_type: PredictionType::VPrediction,
             clip_sample: false,
             clip_sample_range: 2.0,
-            set_alpha_to_one: false,
+            thresholding: Some(DynamicThresholding { ratio: 0.9, max: 3.0 }),
+            set_alpha_to_one: Some(false),
             steps_offset: 1,
-            timestep_spacing: TimestepSpacing::Trailing,
+            timestep_spacing: Some(TimestepSpacing::Trailing),
             variance_type: VarianceType::FixedLarge,
+            skip_prk_steps: true,
+            use_karras_sigmas: true,
+            final_sigmas_type: FinalSigmasType::SigmaMin,
+            dpm_solver: DpmSolverConfig {
+                algorithm_type: SolverAlgorithm::Sde,
+                solver_order: 1,
+                solver_type: SolverType::Heun,
+                lower_order_final: false,
+                euler_at_final: true,
+                lambda_min_clipped: Some(-5.1),
+            },
         };
-        for class in [SchedulerClass::Ddim, SchedulerClass::Ddpm] {
-            let config = config.as_class(class);
-            assert_eq!(SchedulerConfig::from_json(&config.to_json()).unwrap(), config);
+        for kind in SamplerKind::ALL {
+            for config in [config.clone(), SchedulerConfig::default()] {
+                let config = config.as_class(kind.class());
+                let text = config.to_json();
+                assert_eq!(SchedulerConfig::from_json(&text).unwrap(), config, "{text}");
+            }
         }
-        let default = SchedulerConfig::default();
-        assert_eq!(SchedulerConfig::from_json(&default.to_json()).unwrap(), default);
     }
 
     #[test]
@@ -609,7 +624,102 @@ mod tests {
         let text = SchedulerConfig::default().to_json();
         assert!(text.contains(r#""_class_name": "DDPMScheduler""#));
         assert!(text.contains(r#""variance_type": "fixed_small""#));
-        assert!(!text.contains("set_alpha_to_one"));
+        for foreign in ["set_alpha_to_one", "skip_prk_steps", "solver_order", "use_karras_sigmas"] {
+            assert!(!text.contains(foreign), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_file_of_stable_diffusion_1() {
+        let text = r#"{"_class_name": "PNDMScheduler", "_diffusers_version": "0.7.0.dev0",
+            "beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+            "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true,
+            "steps_offset": 1, "trained_betas": null, "clip_sample": false}"#;
+        let expected = SchedulerConfig {
+            class: SchedulerClass::Pndm,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            set_alpha_to_one: Some(false),
+            skip_prk_steps: true,
+            steps_offset: 1,
+            clip_sample: false,
+            ..Default::default()
+        };
+        assert_eq!(SchedulerConfig::from_json(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_file_of_the_solver_as_python_writes_it() {
+        let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1",
+            "algorithm_type": "sde-dpmsolver++", "beta_end": 0.012, "beta_schedule": "scaled_linear",
+            "beta_start": 0.00085, "dynamic_thresholding_ratio": 0.995, "euler_at_final": false,
+            "final_sigmas_type": "zero", "flow_shift": 1.0, "lambda_min_clipped": -Infinity,
+            "lower_order_final": true, "num_train_timesteps": 1000, "prediction_type": "epsilon",
+            "rescale_betas_zero_snr": false, "sample_max_value": 1.0, "solver_order": 2,
+            "solver_type": "midpoint", "steps_offset": 0, "thresholding": false,
+            "time_shift_type": "exponential", "timestep_spacing": "linspace", "trained_betas": null,
+            "use_beta_sigmas": false, "use_dynamic_shifting": false, "use_exponential_sigmas": false,
+            "use_flow_sigmas": false, "use_karras_sigmas": true, "use_lu_lambdas": false,
+            "variance_type": null}"#;
+        let expected = SchedulerConfig {
+            class: SchedulerClass::DpmSolver,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            timestep_spacing: Some(TimestepSpacing::Linspace),
+            use_karras_sigmas: true,
+            dpm_solver: DpmSolverConfig {
+                algorithm_type: SolverAlgorithm::Sde,
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        assert_eq!(SchedulerConfig::from_json(text).unwrap(), expected);
+        let clipped = text.replace("-Infinity", "-5.1");
+        let found = SchedulerConfig::from_json(&clipped).unwrap().dpm_solver.lambda_min_clipped;
+        assert_eq!(found, Some(-5.1));
+    }
+
+    #[test]
+    fn infinities_inside_strings_stay_what_they_are() {
+        assert_eq!(quote_infinities(r#"{"a": -Infinity}"#), r#"{"a": "-Infinity"}"#);
+        let text = r#"{"\\\"Infinity": "NaN \" NaN", "b": NaN}"#;
+        assert_eq!(quote_infinities(text), r#"{"\\\"Infinity": "NaN \" NaN", "b": "NaN"}"#);
+    }
+
+    #[test]
+    fn what_a_file_leaves_open_is_the_class_s_matter() {
+        let config = SchedulerConfig::default();
+        let of = |kind: SamplerKind| {
+            let config = config.as_class(kind.class());
+            (config.spacing(), config.ends_without_noise())
+        };
+        assert_eq!(of(SamplerKind::Ddim), (TimestepSpacing::Leading, true));
+        assert_eq!(of(SamplerKind::Pndm), (TimestepSpacing::Leading, false));
+        for kind in [SamplerKind::DpmSolver, SamplerKind::Euler, SamplerKind::EulerAncestral] {
+            assert_eq!(of(kind).0, TimestepSpacing::Linspace);
+            assert_eq!(kind.class().sampler(), kind);
+        }
+        let named = SchedulerConfig::from_json(r#"{"timestep_spacing": "leading"}"#).unwrap();
+        let solver = named.as_class(SchedulerClass::DpmSolver);
+        assert_eq!(solver.spacing(), TimestepSpacing::Leading);
+    }
+
+    #[test]
+    fn a_recipe_holds_only_what_is_not_at_its_default() {
+        let text = serde_json::to_string(&SchedulerConfig::default()).unwrap();
+        for later in ["dpm_solver", "use_karras_sigmas", "skip_prk_steps", "thresholding"] {
+            assert!(!text.contains(later), "{text}");
+        }
+        let config = SchedulerConfig {
+            use_karras_sigmas: true,
+            dpm_solver: DpmSolverConfig { solver_order: 3, ..Default::default() },
+            ..Default::default()
+        };
+        let text = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<SchedulerConfig>(&text).unwrap(), config);
+        assert!(serde_json::from_str::<SchedulerConfig>(r#"{"solver_order": 3}"#).is_err());
     }
 
     #[test]
@@ -621,7 +731,7 @@ mod tests {
         };
         let ddim = ddpm.as_class(SchedulerClass::Ddim);
         assert_eq!(ddim.beta_end, 0.01);
-        assert!(ddim.set_alpha_to_one);
+        assert!(ddim.ends_without_noise());
         assert_eq!(ddim.as_class(SchedulerClass::Ddpm), ddpm);
     }
 
@@ -642,16 +752,33 @@ mod tests {
 
     #[test]
     fn another_class_is_an_error() {
-        let error = SchedulerConfig::from_json(r#"{"_class_name": "KarrasVeScheduler"}"#);
-        let message = error.unwrap_err().to_string();
-        assert!(message.contains("KarrasVeScheduler") && message.contains("DDIMScheduler"));
+        for class in ["LMSDiscreteScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"] {
+            let error = SchedulerConfig::from_json(&json!({ "_class_name": class }).to_string());
+            let message = error.unwrap_err().to_string();
+            assert!(message.contains(class), "{message}");
+            for kind in SamplerKind::ALL {
+                let there = json!(kind.class());
+                assert!(message.contains(there.as_str().unwrap()), "{message}");
+            }
+        }
     }
 
     #[test]
     fn settings_not_implemented_are_named() {
         for (key, value) in [
-            ("thresholding", json!(true)),
-            ("rescale_betas_zero_snr", json!(true)),
+            ("algorithm_type", json!("dpmsolver")),
+            ("solver_type", json!("bh2")),
+            ("final_sigmas_type", json!("one")),
+            ("use_exponential_sigmas", json!(true)),
+            ("use_beta_sigmas", json!(true)),
+            ("use_lu_lambdas", json!(true)),
+            ("use_flow_sigmas", json!(true)),
+            ("use_dynamic_shifting", json!(true)),
+            ("shift_terminal", json!(0.1)),
+            ("interpolation_type", json!("log_linear")),
+            ("timestep_type", json!("continuous")),
+            ("sigma_min", json!(0.1)),
+            ("sigma_max", json!(80.0)),
             ("trained_betas", json!([0.1, 0.2])),
             ("timestep_values", json!([1, 2])),
             ("beta_schedule", json!("sigmoid")),
@@ -661,7 +788,9 @@ mod tests {
         ] {
             let text = json!({ key: value }).to_string();
             match SchedulerConfig::from_json(&text).unwrap_err() {
-                SchedulerConfigError::NotImplemented { key: found, .. } => assert_eq!(found, key),
+                SchedulerConfigError::NotImplemented { key: name, found, .. } => {
+                    assert_eq!((name.as_str(), found), (key, plain(&value)));
+                }
                 error => panic!("{key}: {error}"),
             }
         }
@@ -683,6 +812,11 @@ mod tests {
             ("clip_sample", json!(1)),
             ("variance_type", json!(1)),
             ("predict_epsilon", json!("yes")),
+            ("thresholding", json!("no")),
+            ("sample_max_value", json!("much")),
+            ("lambda_min_clipped", json!("little")),
+            ("solver_order", json!(-2)),
+            ("use_karras_sigmas", json!("yes")),
         ] {
             let text = json!({ key: value }).to_string();
             match SchedulerConfig::from_json(&text).unwrap_err() {
