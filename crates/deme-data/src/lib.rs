@@ -20,6 +20,7 @@ mod picture_decoding;
 mod random_draws;
 mod shapes;
 mod split;
+mod webdataset;
 
 pub use cifar10::{CIFAR10_CLASSES, Cifar10Split};
 pub use data_set::{DataConfig, DataSet, Example, PreparedImages};
