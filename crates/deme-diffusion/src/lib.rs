@@ -5,6 +5,7 @@
 pub mod autoencoder_kl;
 pub mod checkpoint;
 pub mod denoiser;
+pub mod guidance;
 pub mod hub;
 pub mod image_shards;
 mod model_config;
@@ -26,6 +27,7 @@ pub use checkpoint::{
     save_pipeline_weights,
 };
 pub use denoiser::{ConditionalDenoiser, Conditioned, Denoiser, DenoiserFn};
+pub use guidance::{GuidanceConfig, GuidanceError, Guided};
 pub use model_config::ModelConfigError;
 pub use noise::standard_normal;
 pub use noise_predictor::{Condition, NoisePredictor};
@@ -33,10 +35,12 @@ pub use noise_schedule::{BetaSchedule, NoiseSchedule, NoiseScheduleConfig, Rates
 pub use prediction::PredictionType;
 pub use range_ensemble::RangeEnsemble;
 pub use sampler::{
-    SampleError, SampleProgress, SamplerConfig, SamplerKind, SamplingMethod, sample,
+    DpmSolverConfig, DynamicThresholding, SampleError, SampleProgress, SamplerConfig, SamplerKind,
+    SamplingMethod, SolverAlgorithm, SolverType, sample, sample_latents,
 };
 pub use scheduler_config::{
-    SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing, VarianceType,
+    FinalSigmasType, SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing,
+    VarianceType,
 };
 pub use text_to_image::{EncodedPrompts, PromptTokenizer, TextToImageFolder, TextToImagePipeline};
 pub use timestep::{TimestepError, TimestepRange, range_index};

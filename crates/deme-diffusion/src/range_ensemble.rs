@@ -36,7 +36,12 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
     /// # Panics
     /// When some t >= T, or when there is not one t per image.
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
-        self.by_expert(x_t, t, |expert, x_t, t, _| expert.predict(x_t, t))
+        self.by_expert(x_t, t, t, |expert, x_t, t, _| expert.predict(x_t, t))
+    }
+
+    /// The range that holds t also holds the whole timestep below it, which therefore says whose turn it is.
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64]) -> Tensor<4> {
+        self.by_expert(x_t, t, &whole(t), |expert, x_t, t, _| expert.predict_between(x_t, t))
     }
 }
 
@@ -46,31 +51,47 @@ impl<D: ConditionalDenoiser> ConditionalDenoiser for RangeEnsemble<D> {
     /// # Panics
     /// When some t >= T, or when there is not one t per image.
     fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
-        self.by_expert(x_t, t, |expert, x_t, t, images| {
-            let condition = match images {
-                None => condition.clone(),
-                Some(images) => {
-                    let row = |&i: &usize| condition.clone().narrow(0, i, 1);
-                    Tensor::cat(images.iter().map(row).collect(), 0)
-                }
-            };
-            expert.predict(x_t, t, condition)
+        self.by_expert(x_t, t, t, |expert, x_t, t, images| {
+            expert.predict(x_t, t, rows(&condition, images))
+        })
+    }
+
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64], condition: Tensor<3>) -> Tensor<4> {
+        self.by_expert(x_t, t, &whole(t), |expert, x_t, t, images| {
+            expert.predict_between(x_t, t, rows(&condition, images))
         })
     }
 }
 
+/// The whole timesteps at or below `t`.
+fn whole(t: &[f64]) -> Vec<usize> {
+    t.iter().map(|t| t.floor() as usize).collect()
+}
+
+/// The sequences of some images of the batch, or of all.
+fn rows(condition: &Tensor<3>, images: Option<&[usize]>) -> Tensor<3> {
+    match images {
+        None => condition.clone(),
+        Some(images) => {
+            let row = |&i: &usize| condition.clone().narrow(0, i, 1);
+            Tensor::cat(images.iter().map(row).collect(), 0)
+        }
+    }
+}
+
 impl<D> RangeEnsemble<D> {
-    /// `predict` by every expert on the images of its timesteps. Its last argument says which images of the
-    /// batch these are, when they are not all.
-    fn by_expert(
+    /// `predict` by every expert on the images of its timesteps, which `whole` decides. Its last argument says
+    /// which images of the batch these are, when they are not all.
+    fn by_expert<T: Copy>(
         &self,
         x_t: Tensor<4>,
-        t: &[usize],
-        predict: impl Fn(&D, Tensor<4>, &[usize], Option<&[usize]>) -> Tensor<4>,
+        t: &[T],
+        whole: &[usize],
+        predict: impl Fn(&D, Tensor<4>, &[T], Option<&[usize]>) -> Tensor<4>,
     ) -> Tensor<4> {
         assert_eq!(x_t.dims()[0], t.len(), "each image has one timestep");
         let n = self.experts.len();
-        let chosen: Vec<usize> = t
+        let chosen: Vec<usize> = whole
             .iter()
             .map(|&t| {
                 assert!(t < self.num_train_timesteps, "a timestep lies in 0..num_train_timesteps");
@@ -90,7 +111,7 @@ impl<D> RangeEnsemble<D> {
                 continue;
             }
             let images = mine.iter().map(|&i| image(&x_t, i)).collect();
-            let times: Vec<usize> = mine.iter().map(|&i| t[i]).collect();
+            let times: Vec<T> = mine.iter().map(|&i| t[i]).collect();
             let output = predict(expert, Tensor::cat(images, 0), &times, Some(&mine));
             for (row, &i) in mine.iter().enumerate() {
                 outputs[i] = Some(image(&output, row));
@@ -116,6 +137,11 @@ mod tests {
 
     impl Denoiser for Expert {
         fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
+            let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+            self.predict_between(x_t, &t)
+        }
+
+        fn predict_between(&self, x_t: Tensor<4>, t: &[f64]) -> Tensor<4> {
             let times: Vec<f32> = t.iter().map(|&t| t as f32).collect();
             let shape = [times.len(), 1, 1, 1];
             let times = Tensor::from_data(TensorData::new(times, shape), &x_t.device());
@@ -129,8 +155,13 @@ mod tests {
 
     impl ConditionalDenoiser for ConditionalExpert {
         fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+            let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+            self.predict_between(x_t, &t, condition)
+        }
+
+        fn predict_between(&self, x_t: Tensor<4>, t: &[f64], condition: Tensor<3>) -> Tensor<4> {
             let images = condition.dims()[0];
-            Expert(self.0).predict(x_t, t) + condition.reshape([images, 1, 1, 1])
+            Expert(self.0).predict_between(x_t, t) + condition.reshape([images, 1, 1, 1])
         }
     }
 
@@ -164,6 +195,21 @@ mod tests {
     #[test]
     fn a_batch_at_one_timestep() {
         assert_eq!(predict(&[10, 10]), [210.0, 1210.0]);
+    }
+
+    #[test]
+    fn between_two_timesteps_the_lower_one_says_which_expert() {
+        let ensemble = RangeEnsemble::new((0..4).map(Expert).collect(), 20).unwrap();
+        let output = ensemble.predict_between(images(&[4, 5]), &[4.75, 5.5]);
+        let output = output.into_data().try_into_vec::<f32>().unwrap();
+        assert_eq!(output, [4.75, 1105.5]);
+
+        let ensemble = RangeEnsemble::new((0..4).map(ConditionalExpert).collect(), 20).unwrap();
+        let condition = TensorData::new(vec![10000.0, 20000.0], [2, 1, 1]);
+        let condition = Tensor::from_data(condition, &Device::default());
+        let output = ensemble.predict_between(images(&[4, 5]), &[4.75, 5.5], condition);
+        let output = output.into_data().try_into_vec::<f32>().unwrap();
+        assert_eq!(output, [10004.75, 21105.5]);
     }
 
     #[test]

@@ -159,6 +159,12 @@ impl UNet2DModel {
     /// # Panics
     /// When x has another shape or t another length.
     pub fn forward(&self, x: Tensor<4>, t: &[usize]) -> Tensor<4> {
+        let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+        self.forward_between(x, &t)
+    }
+
+    /// As [`forward`](Self::forward), at timesteps that may lie between two of training.
+    pub fn forward_between(&self, x: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
         assert_eq!(t.len(), b, "one timestep per image");
         if let Err(error) = self.config.check_image_shape([c, h, w]) {
@@ -195,16 +201,21 @@ impl UNet2DModel {
 }
 
 impl Denoiser for UNet2DModel {
-    /// The parts of a batch run at the same time (see [`image_shards`]).
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
+        let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+        self.predict_between(x_t, &t)
+    }
+
+    /// The parts of a batch run at the same time (see [`image_shards`]).
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let shards = image_shards(&x_t);
         if shards.len() == 1 {
             // On a worker thread: from outside, each layer would wait for one to wake up.
-            return rayon::scope(|_| self.forward(x_t, t));
+            return rayon::scope(|_| self.forward_between(x_t, t));
         }
         let outputs = shards.into_par_iter().map(|range| {
             let x_t = shard(&x_t, &range);
-            self.forward(x_t, &t[range])
+            self.forward_between(x_t, &t[range])
         });
         Tensor::cat(outputs.collect(), 0)
     }

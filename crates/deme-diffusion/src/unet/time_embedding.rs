@@ -13,9 +13,9 @@ const MAX_PERIOD: f64 = 10000.0;
 /// Computed in f32 in the order of diffusers, so that large t round the same way.
 ///
 /// # Shapes
-/// t: B timesteps; returns `[B, width]`.
+/// t: B timesteps, which may lie between two of training; returns `[B, width]`.
 pub fn sinusoidal_embedding(
-    t: &[usize],
+    t: &[f64],
     width: usize,
     flip_sin_to_cos: bool,
     freq_shift: f64,

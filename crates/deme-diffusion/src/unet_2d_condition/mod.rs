@@ -161,6 +161,16 @@ impl UNet2DConditionModel {
     /// # Panics
     /// When x or hidden_states has another shape or t another length.
     pub fn forward(&self, x: Tensor<4>, t: &[usize], hidden_states: Tensor<3>) -> Tensor<4> {
+        self.forward_between(x, &as_times(t), hidden_states)
+    }
+
+    /// As [`forward`](Self::forward), at timesteps that may lie between two of training.
+    pub fn forward_between(
+        &self,
+        x: Tensor<4>,
+        t: &[f64],
+        hidden_states: Tensor<3>,
+    ) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
         assert_eq!(t.len(), b, "one timestep per image");
         assert_eq!(hidden_states.dims()[0], b, "one sequence of hidden states per image");
@@ -199,18 +209,26 @@ impl UNet2DConditionModel {
 }
 
 impl ConditionalDenoiser for UNet2DConditionModel {
-    /// The parts of a batch run at the same time (see [`image_shards`]).
     fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+        self.predict_between(x_t, &as_times(t), condition)
+    }
+
+    /// The parts of a batch run at the same time (see [`image_shards`]).
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64], condition: Tensor<3>) -> Tensor<4> {
         let shards = image_shards(&x_t);
         if shards.len() == 1 {
             // On a worker thread: from outside, each layer would wait for one to wake up.
-            return rayon::scope(|_| self.forward(x_t, t, condition));
+            return rayon::scope(|_| self.forward_between(x_t, t, condition));
         }
         let outputs = shards.into_par_iter().map(|range| {
             let x_t = shard(&x_t, &range);
             let condition = condition.clone().narrow(0, range.start, range.len());
-            self.forward(x_t, &t[range], condition)
+            self.forward_between(x_t, &t[range], condition)
         });
         Tensor::cat(outputs.collect(), 0)
     }
+}
+
+fn as_times(t: &[usize]) -> Vec<f64> {
+    t.iter().map(|&t| t as f64).collect()
 }

@@ -54,6 +54,17 @@ fn a_bound_condition_makes_a_denoiser_of_a_unet_and_of_an_ensemble() {
 }
 
 #[test]
+fn a_time_between_two_timesteps_is_taken_as_it_is() {
+    let config = small_config();
+    let unet = model(&config, 1);
+    let (x, _, states) = batch(&config, 4, 2);
+    let at = |t: f64| values(unet.predict_between(x.clone(), &[t, t], states.clone()));
+    assert_eq!(at(500.0), values(unet.predict(x.clone(), &[500, 500], states.clone())));
+    let [before, between, after] = [500.0, 500.5, 501.0].map(at);
+    assert!(distance(&before, &between) > 0.0 && distance(&between, &after) > 0.0);
+}
+
+#[test]
 #[should_panic(expected = "one sequence of hidden states per image")]
 fn a_sequence_per_image_is_required() {
     let config = small_config();
