@@ -60,7 +60,7 @@ impl Default for SingleFileConfigs {
                 beta_start: 0.00085,
                 beta_end: 0.012,
                 clip_sample: false,
-                set_alpha_to_one: false,
+                set_alpha_to_one: Some(false),
                 steps_offset: 1,
                 ..SchedulerConfig::default()
             },

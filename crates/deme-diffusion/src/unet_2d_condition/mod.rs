@@ -165,12 +165,7 @@ impl UNet2DConditionModel {
     }
 
     /// As [`forward`](Self::forward), at timesteps that may lie between two of training.
-    pub fn forward_between(
-        &self,
-        x: Tensor<4>,
-        t: &[f64],
-        hidden_states: Tensor<3>,
-    ) -> Tensor<4> {
+    pub fn forward_between(&self, x: Tensor<4>, t: &[f64], hidden_states: Tensor<3>) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
         assert_eq!(t.len(), b, "one timestep per image");
         assert_eq!(hidden_states.dims()[0], b, "one sequence of hidden states per image");

@@ -3,6 +3,7 @@
 
 mod conditioning;
 mod fixtures;
+mod guided_image;
 mod pipeline;
 mod single_file;
 mod unet_config;
