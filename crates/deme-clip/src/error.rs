@@ -32,6 +32,26 @@ pub enum ClipError {
         /// Its `model_type`.
         found: String,
     },
+    /// The folder holds something else than CLIP's text tower.
+    #[error(
+        "{} describes a model of type `{found}`, expected `clip_text_model`: the text encoder of Stable \
+         Diffusion 1 and 2",
+        path.display()
+    )]
+    NotClipText {
+        /// The config file.
+        path: PathBuf,
+        /// Its `model_type`.
+        found: String,
+    },
+    /// More layers skipped than there are.
+    #[error("{skipped} layers cannot be skipped: the text tower has {layers}")]
+    SkippedLayers {
+        /// Layers to be skipped.
+        skipped: usize,
+        /// Layers of the tower.
+        layers: usize,
+    },
     /// A config no network can be built from.
     #[error("{field} is {found}: {expected}")]
     Config {

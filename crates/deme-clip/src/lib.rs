@@ -20,6 +20,7 @@ mod model;
 mod open_clip;
 mod preprocessor;
 mod retrieval;
+mod text_model;
 mod text_tower;
 mod tiny_clip;
 mod tokenizer;
@@ -34,6 +35,7 @@ pub use model::{ClipModel, normalise};
 pub use open_clip::open_clip_architectures;
 pub use preprocessor::{ClipFilter, ClipPreprocessor, ClipResize, CropRounding};
 pub use retrieval::RetrievalAccuracy;
+pub use text_model::ClipTextModel;
 pub use text_tower::{ClipTextEmbeddings, ClipTextTransformer};
 pub use tiny_clip::{
     CaptionedImages, TinyClip, TinyClipConfig, TinyClipProgress, TinyClipReport, train_tiny_clip,

@@ -61,6 +61,24 @@ impl ClipTextTransformer {
     /// # Errors
     /// [`ClipError::TokenCount`], [`ClipError::TokenOutOfRange`].
     pub fn last_hidden_state(&self, ids: &[Vec<u32>]) -> Result<Tensor<3>, ClipError> {
+        self.hidden_state_before(ids, 0)
+    }
+
+    /// The hidden state `[B, L, width]` before the last `skipped_layers` layers, after the final layer norm,
+    /// from B rows of L ids: 0 is the last hidden state, 1 the penultimate layer's. Diffusion models that are
+    /// prompted with `clip_skip` put the final norm on an earlier layer's state too.
+    ///
+    /// # Errors
+    /// [`ClipError::TokenCount`], [`ClipError::TokenOutOfRange`], [`ClipError::SkippedLayers`].
+    pub fn hidden_state_before(
+        &self,
+        ids: &[Vec<u32>],
+        skipped_layers: usize,
+    ) -> Result<Tensor<3>, ClipError> {
+        let layers = &self.encoder.layers;
+        let Some(used) = layers.len().checked_sub(skipped_layers) else {
+            return Err(ClipError::SkippedLayers { skipped: skipped_layers, layers: layers.len() });
+        };
         let tokens = self.embeddings.token_embedding.weight.val();
         let positions = self.embeddings.position_embedding.weight.val();
         let [vocab_size, width] = tokens.dims();
@@ -70,7 +88,8 @@ impl ClipTextTransformer {
         let flat = Tensor::<2, Int>::from_data(TensorData::new(flat, [b, l]), &tokens.device());
         let x = self.embeddings.token_embedding.forward(flat);
         let x = x + positions.slice([0..l, 0..width]).reshape([1, l, width]);
-        Ok(self.final_layer_norm.forward(self.encoder.forward(x, true)))
+        let x = layers[..used].iter().fold(x, |x, layer| layer.forward(x, true));
+        Ok(self.final_layer_norm.forward(x))
     }
 
     /// How many ids of each row its pooled output depends on, at most: up to the end of the longest text.

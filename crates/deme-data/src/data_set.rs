@@ -1,7 +1,7 @@
 //! A data set: pictures in a fixed order, each with a name and perhaps a caption.
 //!
 //! Opening checks what can be checked before work starts and knows names and captions; loading
-//! decodes and prepares every picture. What lies behind it (a folder, Parquet files, CIFAR-10,
+//! decodes and prepares every picture. What lies behind it (a folder, Parquet files, tars, CIFAR-10,
 //! drawn shapes) nobody else needs to know.
 
 use std::ops::Range;
@@ -19,6 +19,7 @@ use crate::parquet_pictures::ParquetPictures;
 use crate::picture::{Picture, write_signed};
 use crate::picture_decoding::decode_picture;
 use crate::shapes::{DRAWN_RESOLUTION, Shapes};
+use crate::webdataset::Webdataset;
 
 /// Which data set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,16 @@ pub enum DataConfig {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         caption_column: Option<String>,
     },
+    /// A tar of webdataset's form, or a folder of such tars ordered by name: `a.jpg` (or `.png`, `.webp`,
+    /// `.bmp`) and its caption in `a.txt`, or in a field of `a.json`. Within a tar the pictures are ordered
+    /// by key (`a`). Nothing is unpacked.
+    Webdataset {
+        /// The tar or folder.
+        path: PathBuf,
+        /// The field of the `.json` files that holds the caption; absent, captions come from `.txt` files.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        caption_field: Option<String>,
+    },
     /// Coloured shapes on plain backgrounds with a caption each, drawn, not read.
     Shapes {
         /// How many pictures.
@@ -75,7 +86,7 @@ fn default_image_column() -> String {
 /// One entry of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Example {
-    /// The path relative to the folder, or file and row, or `shapes/7`.
+    /// The path relative to the folder, or file and row, or tar and entry, or `shapes/7`.
     pub name: String,
     /// What the picture shows, where the data set says so.
     pub caption: Option<String>,
@@ -93,6 +104,7 @@ enum Source {
     Imagefolder(Imagefolder),
     Cifar10(Cifar10),
     Parquet(ParquetPictures),
+    Webdataset(Webdataset),
     Shapes(Shapes),
 }
 
@@ -131,6 +143,10 @@ impl DataSet {
                 let (parquet, examples) =
                     ParquetPictures::open(path, image_column, caption_column.as_deref())?;
                 (Source::Parquet(parquet), examples)
+            }
+            DataConfig::Webdataset { path, caption_field } => {
+                let (tars, examples) = Webdataset::open(path, caption_field.as_deref())?;
+                (Source::Webdataset(tars), examples)
             }
             DataConfig::Shapes { count, seed } => {
                 let (shapes, examples) = Shapes::open(*count, *seed)?;
@@ -292,6 +308,7 @@ impl DataSet {
             Source::Imagefolder(folder) => Ok(folder.read(indices)),
             Source::Cifar10(cifar10) => cifar10.read(indices),
             Source::Parquet(parquet) => parquet.read(indices),
+            Source::Webdataset(tars) => tars.read(indices),
             Source::Shapes(shapes) => Ok(shapes.read(indices, resolution)),
         }
     }

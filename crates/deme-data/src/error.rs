@@ -332,6 +332,71 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
+    /// A file that is no tar, or a damaged one.
+    #[error(
+        "cannot read the tar {path}{}: {reason}; unpack compressed tars, download damaged ones again",
+        behind_entry(behind.as_deref()), path = .path.display()
+    )]
+    BadTar {
+        /// The file.
+        path: PathBuf,
+        /// The last entry that could be read.
+        behind: Option<String>,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tar that ends too early.
+    #[error(
+        "{path} is cut off {place} {entry:?}; download it again",
+        path = .path.display(), place = if *.within { "within" } else { "behind" }
+    )]
+    TruncatedTar {
+        /// The file.
+        path: PathBuf,
+        /// The entry concerned.
+        entry: String,
+        /// Whether that entry's own content is cut off; otherwise what should follow it is missing.
+        within: bool,
+    },
+    /// An entry of a tar that cannot be used.
+    #[error("{path}, entry {entry:?}: {reason}", path = .path.display())]
+    BadTarEntry {
+        /// The tar.
+        path: PathBuf,
+        /// The entry.
+        entry: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A caption without a picture of the same key.
+    #[error(
+        "{path}: {entry:?} has no picture beside it ({key}.jpg, .jpeg, .png, .webp or .bmp); add one or \
+         remove the entry",
+        path = .path.display()
+    )]
+    NoPictureInTar {
+        /// The tar.
+        path: PathBuf,
+        /// The entry of the caption.
+        entry: String,
+        /// What the names of both begin with.
+        key: String,
+    },
+    /// A picture without a caption, though others have one.
+    #[error(
+        "{path}: the picture {entry:?} has no caption in {expected}{}",
+        or_fields(.fields), path = .path.display()
+    )]
+    NoCaptionInTar {
+        /// The tar.
+        path: PathBuf,
+        /// The entry of the picture.
+        entry: String,
+        /// Where the caption was looked for.
+        expected: String,
+        /// Fields with text of the `.json` beside the picture, of which none was asked for or none is there.
+        fields: Vec<String>,
+    },
     /// A preparation that asks for an impossible size.
     #[error("resolution {resolution} is impossible; it must be within 1..={max}")]
     BadResolution {
@@ -446,6 +511,20 @@ pub enum PictureError {
         /// The most bytes a decoder may take.
         limit: u64,
     },
+}
+
+fn behind_entry(entry: Option<&str>) -> String {
+    entry.map_or_else(String::new, |entry| format!(" behind its entry {entry:?}"))
+}
+
+fn or_fields(fields: &[String]) -> String {
+    match fields {
+        [] => "; add it or remove the picture".to_owned(),
+        fields => format!(
+            "; set `caption_field` to a field of the .json beside it ({})",
+            fields.join(", ")
+        ),
+    }
 }
 
 fn list_broken(broken: &[BrokenPicture], count: usize) -> String {

@@ -22,6 +22,7 @@ mod picture_decoding;
 mod random_draws;
 mod shapes;
 mod split;
+mod webdataset;
 
 pub use caption_file::pair_captions;
 pub use cifar10::{CIFAR10_CLASSES, Cifar10Split};

@@ -9,13 +9,15 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use deme_clip::ClipError;
 use deme_merge::{StateDict, StateDictError, write_atomically};
 use deme_nn::{Init, LoadError};
 use serde_json::json;
 
 use crate::hub::{Hub, HubError, HubModel, ModelKind};
+use crate::model_config::{DIFFUSERS_VERSION, ModelConfigError};
 use crate::scheduler_config::{SchedulerConfig, SchedulerConfigError};
-use crate::unet::{ProjectionPlacement, UNet2DConfig, UNet2DModel, UNetConfigError};
+use crate::unet::{ProjectionPlacement, UNet2DConfig, UNet2DModel};
 
 const MODEL_INDEX: &str = "model_index.json";
 const UNET: &str = "unet";
@@ -23,7 +25,6 @@ const UNET_CONFIG: &str = "config.json";
 const UNET_WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 const SCHEDULER: &str = "scheduler";
 const SCHEDULER_CONFIG: &str = "scheduler_config.json";
-const DIFFUSERS_VERSION: &str = "0.42.1";
 
 /// A pipeline read from a folder.
 #[derive(Debug)]
@@ -214,7 +215,12 @@ pub fn save_pipeline_weights(
     let mut model_index =
         serde_json::to_string_pretty(&model_index).expect("a JSON value can always be written");
     model_index.push('\n');
-    replace_folder(folder, |folder| {
+    let ours = [
+        ("", vec![MODEL_INDEX, UNET, SCHEDULER]),
+        (UNET, vec![UNET_CONFIG, UNET_WEIGHTS]),
+        (SCHEDULER, vec![SCHEDULER_CONFIG]),
+    ];
+    replace_folder(folder, &ours, |folder| {
         create_folder(&folder.join(UNET))?;
         create_folder(&folder.join(SCHEDULER))?;
         write_text(&folder.join(MODEL_INDEX), &model_index)?;
@@ -230,7 +236,7 @@ const ATTENTION_NAMES: [(&str, &str); 4] =
 
 /// Renames the attention's layers, and drops the trailing dimensions of weights that were stored as 1x1
 /// convolutions.
-fn rename_deprecated_attention(state: &mut StateDict) -> Result<(), StateDictError> {
+pub(crate) fn rename_deprecated_attention(state: &mut StateDict) -> Result<(), StateDictError> {
     let old_names: Vec<String> = state.names().map(str::to_owned).collect();
     for old_name in old_names {
         let Some((path, kind)) = old_name.rsplit_once('.') else { continue };
@@ -256,9 +262,11 @@ fn rename_deprecated_attention(state: &mut StateDict) -> Result<(), StateDictErr
 
 /// Writes a folder under a temporary name beside `folder`, then renames it into place.
 ///
-/// The temporary names are fixed, so what a killed writer left is removed by the next one.
-fn replace_folder(
+/// `ours` lists what such a folder may hold: each of its folders with the names in it. The temporary names are
+/// fixed, so what a killed writer left is removed by the next one.
+pub(crate) fn replace_folder(
     folder: &Path,
+    ours: &[(&str, Vec<&str>)],
     write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let io = |path: &Path| {
@@ -273,7 +281,7 @@ fn replace_folder(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    if let Some(found) = foreign_entry(folder).map_err(io(folder))? {
+    if let Some(found) = foreign_entry(folder, ours).map_err(io(folder))? {
         return Err(CheckpointError::Occupied { folder: folder.to_owned(), found });
     }
     create_folder(parent)?;
@@ -297,20 +305,16 @@ fn replace_folder(
     remove_folder(&old).map_err(io(&old))
 }
 
-/// Something at `folder` that [`save_pipeline`] did not write, and so must not remove.
-fn foreign_entry(folder: &Path) -> io::Result<Option<PathBuf>> {
+/// Something at `folder` that is not in the list, and so must not be removed.
+fn foreign_entry(folder: &Path, ours: &[(&str, Vec<&str>)]) -> io::Result<Option<PathBuf>> {
     if !folder.exists() {
         return Ok(None);
     }
     if !folder.is_dir() {
         return Ok(Some(folder.to_owned()));
     }
-    let ours = [
-        (folder.to_owned(), &[MODEL_INDEX, UNET, SCHEDULER][..]),
-        (folder.join(UNET), &[UNET_CONFIG, UNET_WEIGHTS][..]),
-        (folder.join(SCHEDULER), &[SCHEDULER_CONFIG][..]),
-    ];
-    for (folder, names) in ours {
+    for (inside, names) in ours {
+        let folder = folder.join(inside);
         if !folder.exists() {
             continue;
         }
@@ -333,18 +337,23 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn create_folder(folder: &Path) -> Result<(), CheckpointError> {
+pub(crate) fn create_folder(folder: &Path) -> Result<(), CheckpointError> {
     fs::create_dir_all(folder)
         .map_err(|source| CheckpointError::Io { path: folder.to_owned(), source })
 }
 
-fn read_text(path: &Path) -> Result<String, CheckpointError> {
+pub(crate) fn read_text(path: &Path) -> Result<String, CheckpointError> {
     fs::read_to_string(path).map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
 }
 
-fn write_text(path: &Path, text: &str) -> Result<(), CheckpointError> {
+pub(crate) fn write_text(path: &Path, text: &str) -> Result<(), CheckpointError> {
     write_atomically(path, |file| file.write_all(text.as_bytes()))
         .map_err(|source| CheckpointError::Io { path: path.to_owned(), source })
+}
+
+/// ` in FOLDER`, for errors.
+fn in_folder(folder: &Option<PathBuf>) -> String {
+    folder.as_ref().map_or_else(String::new, |folder| format!(" in {}", folder.display()))
 }
 
 /// Why a model folder could not be read or written.
@@ -378,7 +387,72 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: UNetConfigError,
+        source: ModelConfigError,
+    },
+    /// An autoencoder's config that describes no network we can build.
+    #[error("{path}: {source}")]
+    VaeConfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ModelConfigError,
+    },
+    /// A text encoder that cannot be read, written or used.
+    #[error("text encoder{}: {source}", in_folder(folder))]
+    TextEncoder {
+        /// The folder or file, while one is read or written.
+        folder: Option<PathBuf>,
+        /// What is wrong with it.
+        source: ClipError,
+    },
+    /// A tokenizer that cannot be read, written or used.
+    #[error("tokenizer{}: {source}", in_folder(folder))]
+    Tokenizer {
+        /// The folder, while one is read or written.
+        folder: Option<PathBuf>,
+        /// What is wrong with it.
+        source: ClipError,
+    },
+    /// A tokenizer's folder whose files do not make one.
+    #[error("the tokenizer in {folder} cannot be used: {reason}")]
+    TokenizerFiles {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with them.
+        reason: String,
+    },
+    /// A text-to-image pipeline without one of its parts.
+    #[error(
+        "{folder} has no {part}: {file} is not there. Stable Diffusion 1 as diffusers saves it has \
+         model_index.json and the folders unet, vae, text_encoder, tokenizer and scheduler: download the whole \
+         repository, or write the folder again with save_pretrained"
+    )]
+    MissingPart {
+        /// The pipeline's folder.
+        folder: PathBuf,
+        /// The part.
+        part: &'static str,
+        /// The file or folder that was looked for.
+        file: String,
+    },
+    /// A `model_index.json` of another pipeline.
+    #[error("{path}: {reason}")]
+    ModelIndex {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A single file of another model than Stable Diffusion 1.
+    #[error(
+        "{path} is no Stable Diffusion 1 in the original layout: {reason}. Give such a file, or the folder that \
+         diffusers' save_pretrained writes"
+    )]
+    SingleFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead.
+        reason: String,
     },
     /// A scheduler's config that cannot be used.
     #[error("{path}: {source}")]

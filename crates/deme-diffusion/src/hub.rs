@@ -51,6 +51,8 @@ impl HubModel {
 pub enum ModelKind {
     /// A diffusion model: a UNet in diffusers' format, alone or in its pipeline.
     Diffusion,
+    /// Stable Diffusion in diffusers' format: UNet, autoencoder, text encoder, tokenizer and scheduler.
+    TextToImage,
     /// A network that looks at pictures or texts, in transformers' or open_clip's format: CLIP, DINOv2.
     Encoder,
 }
@@ -133,7 +135,7 @@ impl Hub {
 
         // All files of one commit, whatever happens to the branch meanwhile.
         let at_commit = api.repo(repo_of(model, &info.sha));
-        for file in files.configs.iter().chain([&files.weights]) {
+        for file in files.configs.iter().chain(&files.weights) {
             at_commit.get(file).map_err(failed)?;
         }
         let cache = self.cache.repo(repo_of(model, &info.sha));
@@ -164,8 +166,8 @@ fn repo_of(model: &HubModel, revision: &str) -> Repo {
 #[derive(Debug, PartialEq, Eq)]
 struct ModelFiles {
     configs: Vec<String>,
-    /// A weights file, or the index of a sharded one.
-    weights: String,
+    /// For each network a weights file, or the index of a sharded one.
+    weights: Vec<String>,
 }
 
 /// A UNet's weights by preference, as diffusers prefers them.
@@ -174,6 +176,46 @@ const DIFFUSION_WEIGHTS: [&str; 4] = [
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
     "diffusion_pytorch_model.bin.index.json",
+];
+
+/// The weights of a part of a pipeline by preference; half precision where there is nothing else.
+const PART_WEIGHTS: [(&str, [&str; 4]); 3] = [
+    (
+        "unet",
+        [
+            "diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model.bin",
+            "diffusion_pytorch_model.fp16.safetensors",
+            "diffusion_pytorch_model.fp16.bin",
+        ],
+    ),
+    (
+        "vae",
+        [
+            "diffusion_pytorch_model.safetensors",
+            "diffusion_pytorch_model.bin",
+            "diffusion_pytorch_model.fp16.safetensors",
+            "diffusion_pytorch_model.fp16.bin",
+        ],
+    ),
+    (
+        "text_encoder",
+        [
+            "model.safetensors",
+            "pytorch_model.bin",
+            "model.fp16.safetensors",
+            "pytorch_model.fp16.bin",
+        ],
+    ),
+];
+
+/// The configs of a pipeline's parts, all of which must be there.
+const PART_CONFIGS: [&str; 5] = [
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "text_encoder/config.json",
+    "scheduler/scheduler_config.json",
 ];
 
 /// An encoder's weights by preference; open_clip's last, as a repository may hold both.
@@ -190,28 +232,56 @@ impl ModelKind {
     /// The files that must be there, for an error.
     fn expected(self) -> String {
         let (configs, weights) = match self {
-            Self::Diffusion => ("unet/config.json or config.json", &DIFFUSION_WEIGHTS[..]),
-            Self::Encoder => ("config.json or open_clip_config.json", &ENCODER_WEIGHTS[..]),
+            Self::Diffusion => ("unet/config.json or config.json", DIFFUSION_WEIGHTS.join(" or ")),
+            Self::Encoder => ("config.json or open_clip_config.json", ENCODER_WEIGHTS.join(" or ")),
+            Self::TextToImage => {
+                return format!(
+                    "there must be {}, a tokenizer, and weights beside each config",
+                    PART_CONFIGS.join(", ")
+                );
+            }
         };
-        format!("there must be {configs}, with {} beside it", weights.join(" or "))
+        format!("there must be {configs}, with {weights} beside it")
     }
 }
 
 impl ModelFiles {
     /// Chooses among a listing; `None` without a config and weights.
     fn among(listing: &BTreeSet<String>, kind: ModelKind) -> Option<Self> {
+        let first = |names: Vec<String>| names.into_iter().find(|name| listing.contains(name));
         let (mut configs, weights, optional) = match kind {
             ModelKind::Diffusion => {
                 let unet = ["unet/", ""]
                     .into_iter()
                     .find(|folder| listing.contains(&format!("{folder}config.json")))?;
-                let optional = [
+                let optional = vec![
                     "model_index.json",
                     "scheduler/scheduler_config.json",
                     "scheduler_config.json",
                 ];
                 let weights = DIFFUSION_WEIGHTS.map(|name| format!("{unet}{name}")).to_vec();
-                (vec![format!("{unet}config.json")], weights, optional.to_vec())
+                (vec![format!("{unet}config.json")], vec![first(weights)?], optional)
+            }
+            ModelKind::TextToImage => {
+                if !PART_CONFIGS.iter().all(|config| listing.contains(*config)) {
+                    return None;
+                }
+                let weights = PART_WEIGHTS.iter().map(|(part, names)| {
+                    first(names.map(|name| format!("{part}/{name}")).to_vec())
+                });
+                let optional = vec![
+                    "tokenizer/tokenizer.json",
+                    "tokenizer/vocab.json",
+                    "tokenizer/merges.txt",
+                    "tokenizer/tokenizer_config.json",
+                    "tokenizer/special_tokens_map.json",
+                    "tokenizer/added_tokens.json",
+                ];
+                if !optional[..2].iter().any(|file| listing.contains(*file)) {
+                    return None;
+                }
+                let configs = PART_CONFIGS.map(str::to_owned).to_vec();
+                (configs, weights.collect::<Option<_>>()?, optional)
             }
             ModelKind::Encoder => {
                 let config = ["config.json", "open_clip_config.json"];
@@ -223,29 +293,32 @@ impl ModelFiles {
                     "vocab.json",
                     "merges.txt",
                 ];
-                (vec![config.to_owned()], ENCODER_WEIGHTS.map(str::to_owned).to_vec(), optional)
+                let weights = ENCODER_WEIGHTS.map(str::to_owned).to_vec();
+                (vec![config.to_owned()], vec![first(weights)?], optional)
             }
         };
-        let weights = weights.into_iter().find(|path| listing.contains(path))?;
         let optional = optional.into_iter().filter(|path| listing.contains(*path));
         configs.extend(optional.map(str::to_owned));
         Some(Self { configs, weights })
     }
 
-    /// The shards that an index names, or none for a single file; `None` for an unreadable index.
+    /// The shards that the indices name, or none for single files; `None` for an unreadable index.
     fn shards(&self, folder: &Path) -> Option<BTreeSet<String>> {
-        if !self.weights.ends_with(".index.json") {
-            return Some(BTreeSet::new());
+        let indices = self.weights.iter().filter(|weights| weights.ends_with(".index.json"));
+        let mut shards = BTreeSet::new();
+        for weights in indices {
+            let index = fs::read_to_string(folder.join(weights)).ok()?;
+            let index: serde_json::Value = serde_json::from_str(&index).ok()?;
+            let (beside, _) = weights.split_at(weights.rfind('/').map_or(0, |slash| slash + 1));
+            for name in index.get("weight_map")?.as_object()?.values() {
+                let name = name.as_str()?;
+                if name.contains(['/', '\\']) || name == ".." {
+                    return None;
+                }
+                shards.insert(format!("{beside}{name}"));
+            }
         }
-        let index = fs::read_to_string(folder.join(&self.weights)).ok()?;
-        let index: serde_json::Value = serde_json::from_str(&index).ok()?;
-        let (beside, _) =
-            self.weights.split_at(self.weights.rfind('/').map_or(0, |slash| slash + 1));
-        let path = |name: &str| {
-            let is_name = !name.contains(['/', '\\']) && name != "..";
-            is_name.then(|| format!("{beside}{name}"))
-        };
-        index.get("weight_map")?.as_object()?.values().map(|name| path(name.as_str()?)).collect()
+        Some(shards)
     }
 }
 
@@ -460,6 +533,51 @@ mod tests {
         // A pipeline is no encoder, and an encoder no pipeline.
         let error = hub.folder_of(&model("hub:someone/some-model"), ModelKind::Diffusion);
         assert!(matches!(error, Err(HubError::NoModel { .. })));
+    }
+
+    const PIPELINE: [(&str, &str); 12] = [
+        ("model_index.json", "{}"),
+        ("unet/config.json", "{}"),
+        ("vae/config.json", "{}"),
+        ("text_encoder/config.json", "{}"),
+        ("scheduler/scheduler_config.json", "{}"),
+        ("tokenizer/vocab.json", "{}"),
+        ("tokenizer/merges.txt", "a b"),
+        ("unet/diffusion_pytorch_model.fp16.safetensors", "half of it"),
+        ("vae/diffusion_pytorch_model.bin", "the whole"),
+        ("text_encoder/model.safetensors", "the whole"),
+        ("text_encoder/model.fp16.safetensors", "half of it"),
+        ("safety_checker/model.safetensors", "what nobody needs"),
+    ];
+
+    #[test]
+    fn a_pipeline_comes_with_one_set_of_weights_for_each_of_its_parts_and_nothing_else() {
+        let cache = tempfile::tempdir().unwrap();
+        let server = Server::start(&PIPELINE);
+        let hub = Hub::at(cache.path(), &server.address);
+        let model = model("hub:someone/some-model");
+        let folder = hub.folder_of(&model, ModelKind::TextToImage).unwrap();
+        for (name, text) in &PIPELINE[..10] {
+            assert_eq!(&fs::read_to_string(folder.join(name)).unwrap(), text);
+        }
+        for (name, _) in &PIPELINE[10..] {
+            assert!(!folder.join(name).exists(), "{name}");
+        }
+        let offline = Hub::offline(cache.path());
+        assert_eq!(offline.folder_of(&model, ModelKind::TextToImage).unwrap(), folder);
+    }
+
+    #[test]
+    fn a_pipeline_without_one_of_its_parts_is_none() {
+        for missing in [0, 1, 2, 3, 4, 5, 7, 8] {
+            let mut listing: BTreeSet<String> =
+                PIPELINE.iter().map(|(name, _)| (*name).to_owned()).collect();
+            assert!(ModelFiles::among(&listing, ModelKind::TextToImage).is_some());
+            listing.remove(PIPELINE[missing].0);
+            assert_eq!(ModelFiles::among(&listing, ModelKind::TextToImage), None);
+        }
+        let expected = ModelKind::TextToImage.expected();
+        assert!(expected.contains("text_encoder/config.json"), "{expected}");
     }
 
     #[test]

@@ -35,6 +35,11 @@ pub struct NoiseScheduleConfig {
     pub beta_start: f64,
     /// Beta at t = T - 1.
     pub beta_end: f64,
+    /// Whether abar is shifted and scaled so that the last timestep holds no signal at all (Lin et al.
+    /// 2024, arXiv 2305.08891, algorithm 1). Such a model predicts v or x_0: at the last timestep eps says
+    /// nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rescale_betas_zero_snr: bool,
 }
 
 impl Default for NoiseScheduleConfig {
@@ -44,6 +49,7 @@ impl Default for NoiseScheduleConfig {
             beta_schedule: BetaSchedule::Linear,
             beta_start: 1e-4,
             beta_end: 0.02,
+            rescale_betas_zero_snr: false,
         }
     }
 }
@@ -60,10 +66,16 @@ impl NoiseSchedule {
     ///
     /// # Errors
     /// [`ScheduleError::NoTimesteps`] for T = 0; [`ScheduleError::BetaOutOfRange`] unless
-    /// `0 < beta_start <= beta_end < 1`.
+    /// `0 < beta_start <= beta_end < 1`; [`ScheduleError::NothingToRescale`] when a schedule of a single
+    /// timestep is to end without signal.
     pub fn new(config: &NoiseScheduleConfig) -> Result<Self, ScheduleError> {
-        let &NoiseScheduleConfig { num_train_timesteps, beta_schedule, beta_start, beta_end } =
-            config;
+        let &NoiseScheduleConfig {
+            num_train_timesteps,
+            beta_schedule,
+            beta_start,
+            beta_end,
+            rescale_betas_zero_snr,
+        } = config;
         if num_train_timesteps == 0 {
             return Err(ScheduleError::NoTimesteps);
         }
@@ -79,14 +91,31 @@ impl NoiseSchedule {
             }
             BetaSchedule::SquaredcosCapV2 => squaredcos_betas(num_train_timesteps),
         };
-        let alphas_cumprod = betas
+        let alphas_cumprod: Vec<f64> = betas
             .iter()
             .scan(1.0, |product, beta| {
                 *product *= 1.0 - beta;
                 Some(*product)
             })
             .collect();
-        Ok(Self { betas, alphas_cumprod })
+        let schedule = Self { betas, alphas_cumprod };
+        match rescale_betas_zero_snr {
+            true if num_train_timesteps == 1 => Err(ScheduleError::NothingToRescale),
+            true => Ok(schedule.with_zero_terminal_snr()),
+            false => Ok(schedule),
+        }
+    }
+
+    /// `sqrt(abar)` shifted to end at 0 and scaled to begin where it began (Lin et al. 2024, algorithm 1).
+    fn with_zero_terminal_snr(self) -> Self {
+        let roots: Vec<f64> = self.alphas_cumprod.iter().map(|abar| abar.sqrt()).collect();
+        let (first, last) = (roots[0], roots[roots.len() - 1]);
+        let scale = first / (first - last);
+        let alphas_cumprod: Vec<f64> =
+            roots.iter().map(|root| ((root - last) * scale).powi(2)).collect();
+        let before = std::iter::once(1.0).chain(alphas_cumprod.iter().copied());
+        let betas = alphas_cumprod.iter().zip(before).map(|(abar, before)| 1.0 - abar / before);
+        Self { betas: betas.collect(), alphas_cumprod }
     }
 
     /// T, the number of timesteps.
@@ -94,12 +123,13 @@ impl NoiseSchedule {
         self.betas.len()
     }
 
-    /// `beta_t`, one per timestep, in (0, 1).
+    /// `beta_t`, one per timestep, in (0, 1); the last is 1 where the schedule ends without signal.
     pub fn betas(&self) -> &[f64] {
         &self.betas
     }
 
-    /// `abar_t = prod_{s<=t} (1 - beta_s)`, one per timestep, in (0, 1), falling.
+    /// `abar_t = prod_{s<=t} (1 - beta_s)`, one per timestep, in (0, 1), falling; the last is 0 where the
+    /// schedule ends without signal.
     pub fn alphas_cumprod(&self) -> &[f64] {
         &self.alphas_cumprod
     }
@@ -214,6 +244,12 @@ pub enum ScheduleError {
         /// Last beta.
         beta_end: f64,
     },
+    /// One timestep, which cannot be the first and hold no signal.
+    #[error(
+        "num_train_timesteps = 1 leaves nothing to rescale; rescale_betas_zero_snr needs at least 2 \
+         timesteps (usually 1000)"
+    )]
+    NothingToRescale,
     /// A timestep the schedule does not have.
     #[error(
         "timestep {timestep} lies outside the schedule's 0..{num_train_timesteps}; \
@@ -298,6 +334,39 @@ mod tests {
     fn a_schedule_of_one_step_exists() {
         let config = NoiseScheduleConfig { num_train_timesteps: 1, ..Default::default() };
         assert_eq!(NoiseSchedule::new(&config).unwrap().betas(), [1e-4]);
+    }
+
+    #[test]
+    fn a_rescaled_schedule_ends_without_signal_and_begins_as_before() {
+        for kind in [BetaSchedule::Linear, BetaSchedule::ScaledLinear] {
+            let plain = schedule(kind);
+            let rescaled = NoiseSchedule::new(&NoiseScheduleConfig {
+                beta_schedule: kind,
+                rescale_betas_zero_snr: true,
+                ..Default::default()
+            })
+            .unwrap();
+            assert_eq!(rescaled.alphas_cumprod()[999], 0.0);
+            assert_eq!(rescaled.betas()[999], 1.0);
+            assert_eq!(rescaled.snr(999), Ok(0.0));
+            assert!((rescaled.alphas_cumprod()[0] - plain.alphas_cumprod()[0]).abs() < 1e-15);
+            let product = rescaled.betas()[..700].iter().map(|beta| 1.0 - beta).product::<f64>();
+            assert!((product - rescaled.alphas_cumprod()[699]).abs() < 1e-12);
+            for t in 1..1000 {
+                assert!(rescaled.alphas_cumprod()[t] < rescaled.alphas_cumprod()[t - 1]);
+                assert!(rescaled.alphas_cumprod()[t] < plain.alphas_cumprod()[t]);
+            }
+        }
+    }
+
+    #[test]
+    fn one_timestep_without_signal_is_an_error() {
+        let config = NoiseScheduleConfig {
+            num_train_timesteps: 1,
+            rescale_betas_zero_snr: true,
+            ..Default::default()
+        };
+        assert_eq!(NoiseSchedule::new(&config), Err(ScheduleError::NothingToRescale));
     }
 
     #[test]

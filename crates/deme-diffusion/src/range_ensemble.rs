@@ -3,7 +3,7 @@
 //! DeMe (Ma et al. 2025), tables 1 and 2, "before merge".
 //! Not here: how the experts are trained or merged.
 
-use crate::denoiser::Denoiser;
+use crate::denoiser::{ConditionalDenoiser, Denoiser};
 use crate::timestep::{TimestepError, TimestepRange, range_index};
 use burn::tensor::Tensor;
 
@@ -14,7 +14,7 @@ pub struct RangeEnsemble<D> {
     num_train_timesteps: usize,
 }
 
-impl<D: Denoiser> RangeEnsemble<D> {
+impl<D> RangeEnsemble<D> {
     /// An ensemble of `experts`, in the order of their ranges ([`TimestepRange::split`]).
     ///
     /// # Errors
@@ -36,9 +36,62 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
     /// # Panics
     /// When some t >= T, or when there is not one t per image.
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
+        self.by_expert(x_t, t, t, |expert, x_t, t, _| expert.predict(x_t, t))
+    }
+
+    /// The range that holds t also holds the whole timestep below it, which therefore says whose turn it is.
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64]) -> Tensor<4> {
+        self.by_expert(x_t, t, &whole(t), |expert, x_t, t, _| expert.predict_between(x_t, t))
+    }
+}
+
+impl<D: ConditionalDenoiser> ConditionalDenoiser for RangeEnsemble<D> {
+    /// As without a condition; each image takes its own sequence along.
+    ///
+    /// # Panics
+    /// When some t >= T, or when there is not one t per image.
+    fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+        self.by_expert(x_t, t, t, |expert, x_t, t, images| {
+            expert.predict(x_t, t, rows(&condition, images))
+        })
+    }
+
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64], condition: Tensor<3>) -> Tensor<4> {
+        self.by_expert(x_t, t, &whole(t), |expert, x_t, t, images| {
+            expert.predict_between(x_t, t, rows(&condition, images))
+        })
+    }
+}
+
+/// The whole timesteps at or below `t`.
+fn whole(t: &[f64]) -> Vec<usize> {
+    t.iter().map(|t| t.floor() as usize).collect()
+}
+
+/// The sequences of some images of the batch, or of all.
+fn rows(condition: &Tensor<3>, images: Option<&[usize]>) -> Tensor<3> {
+    match images {
+        None => condition.clone(),
+        Some(images) => {
+            let row = |&i: &usize| condition.clone().narrow(0, i, 1);
+            Tensor::cat(images.iter().map(row).collect(), 0)
+        }
+    }
+}
+
+impl<D> RangeEnsemble<D> {
+    /// `predict` by every expert on the images of its timesteps, which `whole` decides. Its last argument says
+    /// which images of the batch these are, when they are not all.
+    fn by_expert<T: Copy>(
+        &self,
+        x_t: Tensor<4>,
+        t: &[T],
+        whole: &[usize],
+        predict: impl Fn(&D, Tensor<4>, &[T], Option<&[usize]>) -> Tensor<4>,
+    ) -> Tensor<4> {
         assert_eq!(x_t.dims()[0], t.len(), "each image has one timestep");
         let n = self.experts.len();
-        let chosen: Vec<usize> = t
+        let chosen: Vec<usize> = whole
             .iter()
             .map(|&t| {
                 assert!(t < self.num_train_timesteps, "a timestep lies in 0..num_train_timesteps");
@@ -48,7 +101,7 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
         if let Some(&first) = chosen.first()
             && chosen.iter().all(|&expert| expert == first)
         {
-            return self.experts[first].predict(x_t, t);
+            return predict(&self.experts[first], x_t, t, None);
         }
         let image = |batch: &Tensor<4>, i: usize| batch.clone().narrow(0, i, 1);
         let mut outputs: Vec<Option<Tensor<4>>> = vec![None; t.len()];
@@ -58,8 +111,8 @@ impl<D: Denoiser> Denoiser for RangeEnsemble<D> {
                 continue;
             }
             let images = mine.iter().map(|&i| image(&x_t, i)).collect();
-            let times: Vec<usize> = mine.iter().map(|&i| t[i]).collect();
-            let output = expert.predict(Tensor::cat(images, 0), &times);
+            let times: Vec<T> = mine.iter().map(|&i| t[i]).collect();
+            let output = predict(expert, Tensor::cat(images, 0), &times, Some(&mine));
             for (row, &i) in mine.iter().enumerate() {
                 outputs[i] = Some(image(&output, row));
             }
@@ -84,6 +137,11 @@ mod tests {
 
     impl Denoiser for Expert {
         fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
+            let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+            self.predict_between(x_t, &t)
+        }
+
+        fn predict_between(&self, x_t: Tensor<4>, t: &[f64]) -> Tensor<4> {
             let times: Vec<f32> = t.iter().map(|&t| t as f32).collect();
             let shape = [times.len(), 1, 1, 1];
             let times = Tensor::from_data(TensorData::new(times, shape), &x_t.device());
@@ -91,11 +149,41 @@ mod tests {
         }
     }
 
-    fn predict(t: &[usize]) -> Vec<f32> {
-        let ensemble = RangeEnsemble::new((0..4).map(Expert).collect(), 20).unwrap();
+    /// The same, and what it is conditioned on.
+    #[derive(Debug)]
+    struct ConditionalExpert(usize);
+
+    impl ConditionalDenoiser for ConditionalExpert {
+        fn predict(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+            let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+            self.predict_between(x_t, &t, condition)
+        }
+
+        fn predict_between(&self, x_t: Tensor<4>, t: &[f64], condition: Tensor<3>) -> Tensor<4> {
+            let images = condition.dims()[0];
+            Expert(self.0).predict_between(x_t, t) + condition.reshape([images, 1, 1, 1])
+        }
+    }
+
+    fn images(t: &[usize]) -> Tensor<4> {
         let values: Vec<f32> = (0..t.len()).map(|i| i as f32 * 1000.0).collect();
         let data = TensorData::new(values, [t.len(), 1, 1, 1]);
-        let output = ensemble.predict(Tensor::from_data(data, &Device::default()), t);
+        Tensor::from_data(data, &Device::default())
+    }
+
+    fn predict(t: &[usize]) -> Vec<f32> {
+        let ensemble = RangeEnsemble::new((0..4).map(Expert).collect(), 20).unwrap();
+        let output = ensemble.predict(images(t), t);
+        output.into_data().try_into_vec::<f32>().unwrap()
+    }
+
+    /// Image i is conditioned on `i + 1` times 10000.
+    fn predict_conditioned(t: &[usize]) -> Vec<f32> {
+        let ensemble = RangeEnsemble::new((0..4).map(ConditionalExpert).collect(), 20).unwrap();
+        let condition: Vec<f32> = (0..t.len()).map(|i| (i + 1) as f32 * 10000.0).collect();
+        let condition = TensorData::new(condition, [t.len(), 1, 1]);
+        let condition = Tensor::from_data(condition, &Device::default());
+        let output = ensemble.predict(images(t), t, condition);
         output.into_data().try_into_vec::<f32>().unwrap()
     }
 
@@ -107,6 +195,27 @@ mod tests {
     #[test]
     fn a_batch_at_one_timestep() {
         assert_eq!(predict(&[10, 10]), [210.0, 1210.0]);
+    }
+
+    #[test]
+    fn between_two_timesteps_the_lower_one_says_which_expert() {
+        let ensemble = RangeEnsemble::new((0..4).map(Expert).collect(), 20).unwrap();
+        let output = ensemble.predict_between(images(&[4, 5]), &[4.75, 5.5]);
+        let output = output.into_data().try_into_vec::<f32>().unwrap();
+        assert_eq!(output, [4.75, 1105.5]);
+
+        let ensemble = RangeEnsemble::new((0..4).map(ConditionalExpert).collect(), 20).unwrap();
+        let condition = TensorData::new(vec![10000.0, 20000.0], [2, 1, 1]);
+        let condition = Tensor::from_data(condition, &Device::default());
+        let output = ensemble.predict_between(images(&[4, 5]), &[4.75, 5.5], condition);
+        let output = output.into_data().try_into_vec::<f32>().unwrap();
+        assert_eq!(output, [10004.75, 21105.5]);
+    }
+
+    #[test]
+    fn each_image_takes_its_condition_along() {
+        assert_eq!(predict_conditioned(&[19, 0, 12]), [10319.0, 21000.0, 32212.0]);
+        assert_eq!(predict_conditioned(&[10, 11]), [10210.0, 21211.0]);
     }
 
     #[test]

@@ -14,3 +14,4 @@ mod parquet_files;
 mod pictures;
 mod preparation;
 mod shapes;
+mod webdataset;

@@ -5,7 +5,11 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
+use arrow_array::types::Int32Type;
+use arrow_array::{
+    ArrayRef, BinaryArray, DictionaryArray, Int64Array, LargeBinaryArray, LargeStringArray,
+    RecordBatch, StringArray, StringViewArray, StructArray,
+};
 use arrow_schema::{DataType, Field};
 use deme_data::{DataConfig, DataError, DataSet, Preparation};
 use parquet::arrow::ArrowWriter;
@@ -84,6 +88,52 @@ fn pictures_and_captions_are_read() {
         assert_eq!(prepared.image_bytes(2)[..3], [2, 7, 9]);
         assert_eq!(data.picture(1).unwrap().pixels[..3], [1, 7, 9]);
         assert_eq!(open(&path, None).unwrap().example(0).caption, None);
+    }
+}
+
+#[test]
+fn columns_as_other_people_name_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pictures.parquet");
+    let texts = || {
+        let texts = [Some("zero"), Some("one")];
+        let categories: DictionaryArray<Int32Type> = texts.into_iter().collect();
+        [
+            text_column(&texts),
+            Arc::new(LargeStringArray::from(texts.to_vec())) as ArrayRef,
+            Arc::new(StringViewArray::from(texts.to_vec())),
+            Arc::new(categories),
+        ]
+    };
+    let large = |pictures: &[Option<Vec<u8>>]| -> ArrayRef {
+        Arc::new(LargeBinaryArray::from_iter(pictures.iter().map(Option::as_ref)))
+    };
+    for (image, caption) in [
+        ("image", "text"),
+        ("image", "caption"),
+        ("jpg", "txt"),
+        ("jpg", "TEXT"),
+        ("png", "caption"),
+    ] {
+        for texts in texts() {
+            for column in [binary_column, picture_struct_column, large] {
+                let columns = vec![
+                    ("__key__", text_column(&[Some("0"), Some("1")])),
+                    (image, column(&pictures(2))),
+                    (caption, texts.clone()),
+                    ("width", integer_column(3..5)),
+                ];
+                write_parquet(&path, columns, 8);
+                let data = DataSet::open(&DataConfig::Parquet {
+                    path: path.clone(),
+                    image_column: image.to_owned(),
+                    caption_column: Some(caption.to_owned()),
+                })
+                .unwrap();
+                assert_eq!(data.example(1).caption.as_deref(), Some("one"));
+                assert_eq!(data.picture(1).unwrap().pixels[..3], [1, 7, 9]);
+            }
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Denoising diffusion implicit models (Song, Meng and Ermon 2021, arXiv 2010.02502).
 
-use super::{SampleError, SamplingMethod, clamp_range, sampling_timesteps};
+use super::{SampleError, SamplingMethod, X0Limit, enough_signal, sampling_timesteps};
 use crate::noise_schedule::Rates;
 use crate::prediction::PredictionType;
-use crate::scheduler_config::SchedulerConfig;
+use crate::scheduler_config::{SchedulerClass, SchedulerConfig};
 use burn::tensor::Tensor;
 
 /// The numbers of one DDIM step.
@@ -17,8 +17,8 @@ pub struct DdimStep {
     pub std_dev: f64,
     /// What the model's output stands for.
     pub prediction_type: PredictionType,
-    /// The predicted x_0 is clamped to `[-clip, clip]`.
-    pub clip: Option<f64>,
+    /// What is done to the predicted x_0.
+    pub limit: X0Limit,
 }
 
 impl DdimStep {
@@ -28,7 +28,7 @@ impl DdimStep {
         alpha_cumprod_prev: f64,
         eta: f64,
         prediction_type: PredictionType,
-        clip: Option<f64>,
+        limit: X0Limit,
     ) -> Self {
         let variance = (1.0 - alpha_cumprod_prev) / (1.0 - alpha_cumprod)
             * (1.0 - alpha_cumprod / alpha_cumprod_prev);
@@ -37,14 +37,14 @@ impl DdimStep {
             alpha_cumprod_prev,
             std_dev: eta * variance.max(0.0).sqrt(),
             prediction_type,
-            clip,
+            limit,
         }
     }
 }
 
 /// One step (eq. 12): `x_prev = sqrt(abar_prev) x_0 + sqrt(1 - abar_prev - sigma^2) eps + sigma z`.
 ///
-/// x_0 is the clamped prediction; eps is the model's own, not the one the clamped x_0 would give.
+/// x_0 is the limited prediction; eps is the model's own, not the one the limited x_0 would give.
 /// `noise` gives z and is called only where sigma > 0.
 ///
 /// # Shapes
@@ -58,10 +58,7 @@ pub fn ddim_step(
     let rates = Rates::of(&[step.alpha_cumprod], &x_t.device());
     let kind = step.prediction_type;
     let eps = kind.eps(x_t.clone(), model_output.clone(), &rates);
-    let mut x_0 = kind.x0(x_t, model_output, &rates);
-    if let Some(range) = step.clip {
-        x_0 = x_0.clamp(-range, range);
-    }
+    let x_0 = step.limit.apply(kind.x0(x_t, model_output, &rates));
     let sigma = step.std_dev;
     // With eta <= 1 the radicand is only ever negative by rounding.
     let direction = (1.0 - step.alpha_cumprod_prev - sigma * sigma).max(0.0).sqrt();
@@ -75,7 +72,7 @@ pub fn ddim_step(
 /// abar is 1, or `abar_0` where `set_alpha_to_one` is off.
 #[derive(Debug, Clone)]
 pub struct Ddim {
-    timesteps: Vec<usize>,
+    timesteps: Vec<f64>,
     steps: Vec<DdimStep>,
 }
 
@@ -84,32 +81,34 @@ impl Ddim {
     ///
     /// # Errors
     /// [`SampleError::EtaOutOfRange`] unless `0 <= eta <= 1`; those of [`sampling_timesteps`], of the
-    /// schedule, and [`SampleError::ClipRange`].
+    /// schedule, of [`X0Limit::new`], and [`SampleError::NoSignalForEps`].
     pub fn new(scheduler: &SchedulerConfig, steps: usize, eta: f64) -> Result<Self, SampleError> {
         if !(0.0..=1.0).contains(&eta) {
             return Err(SampleError::EtaOutOfRange { eta });
         }
+        let scheduler = &scheduler.as_class(SchedulerClass::Ddim);
         let schedule = scheduler.noise_schedule()?;
         let timesteps = sampling_timesteps(scheduler, steps)?;
-        let clip = clamp_range(scheduler)?;
+        enough_signal(&schedule, &timesteps, scheduler.prediction_type)?;
+        let limit = X0Limit::new(scheduler)?;
         let stride = scheduler.num_train_timesteps / steps;
         let behind_the_last =
-            if scheduler.set_alpha_to_one { 1.0 } else { schedule.alphas_cumprod()[0] };
+            if scheduler.ends_without_noise() { 1.0 } else { schedule.alphas_cumprod()[0] };
         let step = |&t: &usize| {
             let prev = match t.checked_sub(stride) {
                 Some(prev) => schedule.alpha_cumprod(prev)?,
                 None => behind_the_last,
             };
             let abar = schedule.alpha_cumprod(t)?;
-            Ok(DdimStep::new(abar, prev, eta, scheduler.prediction_type, clip))
+            Ok(DdimStep::new(abar, prev, eta, scheduler.prediction_type, limit))
         };
         let steps = timesteps.iter().map(step).collect::<Result<_, SampleError>>()?;
-        Ok(Self { timesteps, steps })
+        Ok(Self { timesteps: timesteps.into_iter().map(|t| t as f64).collect(), steps })
     }
 }
 
 impl SamplingMethod for Ddim {
-    fn timesteps(&self) -> &[usize] {
+    fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
 

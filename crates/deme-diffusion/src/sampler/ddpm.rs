@@ -1,9 +1,9 @@
 //! Denoising diffusion probabilistic models, ancestral sampling (Ho et al. 2020, arXiv 2006.11239).
 
-use super::{SampleError, SamplingMethod, clamp_range, sampling_timesteps};
+use super::{SampleError, SamplingMethod, X0Limit, enough_signal, sampling_timesteps};
 use crate::noise_schedule::Rates;
 use crate::prediction::PredictionType;
-use crate::scheduler_config::{SchedulerConfig, VarianceType};
+use crate::scheduler_config::{SchedulerClass, SchedulerConfig, VarianceType};
 use burn::tensor::Tensor;
 
 /// The numbers of one DDPM step.
@@ -17,8 +17,8 @@ pub struct DdpmStep {
     pub std_dev: f64,
     /// What the model's output stands for.
     pub prediction_type: PredictionType,
-    /// The predicted x_0 is clamped to `[-clip, clip]`.
-    pub clip: Option<f64>,
+    /// What is done to the predicted x_0.
+    pub limit: X0Limit,
 }
 
 impl DdpmStep {
@@ -29,7 +29,7 @@ impl DdpmStep {
         alpha_cumprod_prev: f64,
         variance_type: VarianceType,
         prediction_type: PredictionType,
-        clip: Option<f64>,
+        limit: X0Limit,
     ) -> Self {
         let beta = 1.0 - alpha_cumprod / alpha_cumprod_prev;
         let variance = match variance_type {
@@ -43,7 +43,7 @@ impl DdpmStep {
             alpha_cumprod_prev,
             std_dev: variance.max(0.0).sqrt(),
             prediction_type,
-            clip,
+            limit,
         }
     }
 }
@@ -55,10 +55,7 @@ impl DdpmStep {
 /// x_t, model_output: `[B, C, H, W]`; returns `[B, C, H, W]`.
 pub fn ddpm_mean(x_t: Tensor<4>, model_output: Tensor<4>, step: &DdpmStep) -> Tensor<4> {
     let rates = Rates::of(&[step.alpha_cumprod], &x_t.device());
-    let mut x_0 = step.prediction_type.x0(x_t.clone(), model_output, &rates);
-    if let Some(range) = step.clip {
-        x_0 = x_0.clamp(-range, range);
-    }
+    let x_0 = step.limit.apply(step.prediction_type.x0(x_t.clone(), model_output, &rates));
     let alpha = step.alpha_cumprod / step.alpha_cumprod_prev;
     let of_x_0 = step.alpha_cumprod_prev.sqrt() * (1.0 - alpha) / (1.0 - step.alpha_cumprod);
     let of_x_t = alpha.sqrt() * (1.0 - step.alpha_cumprod_prev) / (1.0 - step.alpha_cumprod);
@@ -80,7 +77,7 @@ pub fn ddpm_step(
 /// DDPM over a whole schedule: each step leads to the next visited timestep, the last to x_0.
 #[derive(Debug, Clone)]
 pub struct Ddpm {
-    timesteps: Vec<usize>,
+    timesteps: Vec<f64>,
     steps: Vec<DdpmStep>,
 }
 
@@ -88,11 +85,14 @@ impl Ddpm {
     /// Prepares `steps` steps.
     ///
     /// # Errors
-    /// Those of [`sampling_timesteps`], of the schedule, and [`SampleError::ClipRange`].
+    /// Those of [`sampling_timesteps`], of the schedule, of [`X0Limit::new`], and
+    /// [`SampleError::NoSignalForEps`].
     pub fn new(scheduler: &SchedulerConfig, steps: usize) -> Result<Self, SampleError> {
+        let scheduler = &scheduler.as_class(SchedulerClass::Ddpm);
         let schedule = scheduler.noise_schedule()?;
         let timesteps = sampling_timesteps(scheduler, steps)?;
-        let clip = clamp_range(scheduler)?;
+        enough_signal(&schedule, &timesteps, scheduler.prediction_type)?;
+        let limit = X0Limit::new(scheduler)?;
         let step = |(index, &t): (usize, &usize)| {
             let prev = match timesteps.get(index + 1) {
                 Some(&prev) => schedule.alpha_cumprod(prev)?,
@@ -103,7 +103,7 @@ impl Ddpm {
                 prev,
                 scheduler.variance_type,
                 scheduler.prediction_type,
-                clip,
+                limit,
             );
             // As in diffusers, t = 0 takes no noise; a last step at t > 0 does with fixed_large.
             if t == 0 {
@@ -112,7 +112,7 @@ impl Ddpm {
             Ok(step)
         };
         let steps = timesteps.iter().enumerate().map(step).collect::<Result<_, SampleError>>()?;
-        Ok(Self { timesteps, steps })
+        Ok(Self { timesteps: timesteps.into_iter().map(|t| t as f64).collect(), steps })
     }
 
     /// The numbers of each step, in the order of the timesteps.
@@ -122,7 +122,7 @@ impl Ddpm {
 }
 
 impl SamplingMethod for Ddpm {
-    fn timesteps(&self) -> &[usize] {
+    fn timesteps(&self) -> &[f64] {
         &self.timesteps
     }
 

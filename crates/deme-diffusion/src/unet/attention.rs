@@ -28,7 +28,7 @@ pub struct Attention {
 }
 
 /// What an [`Attention`] is built from.
-pub(super) struct AttentionShape {
+pub(crate) struct AttentionShape {
     pub channels: usize,
     /// `None`: one head of all channels.
     pub head_dim: Option<usize>,
@@ -39,7 +39,7 @@ pub(super) struct AttentionShape {
 }
 
 impl Attention {
-    pub(super) fn new(shape: &AttentionShape, init: &mut Init) -> Self {
+    pub(crate) fn new(shape: &AttentionShape, init: &mut Init) -> Self {
         let channels = shape.channels;
         let head_dim = shape.head_dim.unwrap_or(channels);
         let heads = channels / head_dim;

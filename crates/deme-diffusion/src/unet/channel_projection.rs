@@ -5,10 +5,12 @@
 //! stay in the model; in the folded one they vanish into a convolution when training ends.
 
 use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use deme_kernels::ConvGeometry;
 use deme_nn::Conv2d;
 use serde::{Deserialize, Serialize};
+
+use super::resnet::ResnetBlock2D;
 
 /// Where the matrices act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -57,14 +59,14 @@ pub enum ProjectionError {
 
 /// What one block does with its matrix.
 #[derive(Debug, Clone)]
-pub(super) enum BlockProjection {
+pub(crate) enum BlockProjection {
     None,
     Block(Tensor<2>),
     Folded(Tensor<2>),
 }
 
 impl BlockProjection {
-    pub(super) fn new(placement: ProjectionPlacement, matrix: Option<&Param<Tensor<2>>>) -> Self {
+    pub(crate) fn new(placement: ProjectionPlacement, matrix: Option<&Param<Tensor<2>>>) -> Self {
         match (placement, matrix) {
             (ProjectionPlacement::Block, Some(matrix)) => Self::Block(matrix.val()),
             (ProjectionPlacement::Folded, Some(matrix)) => Self::Folded(matrix.val()),
@@ -73,7 +75,7 @@ impl BlockProjection {
     }
 
     /// The matrix that acts right behind a convolution, if that is the block's last one.
-    pub(super) fn behind_convolution(&self, is_last: bool) -> Option<Tensor<2>> {
+    pub(crate) fn behind_convolution(&self, is_last: bool) -> Option<Tensor<2>> {
         match self {
             Self::Folded(matrix) if is_last => Some(matrix.clone()),
             _ => None,
@@ -81,7 +83,7 @@ impl BlockProjection {
     }
 
     /// Projects the hidden state that leaves the block, `[B, C, H, W]`.
-    pub(super) fn on_hidden_state(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn on_hidden_state(&self, x: Tensor<4>) -> Tensor<4> {
         match self {
             Self::Block(matrix) => project(x, matrix.clone()),
             _ => x,
@@ -100,15 +102,36 @@ fn project(x: Tensor<4>, matrix: Tensor<2>) -> Tensor<4> {
 
 /// The convolution with the projection behind it, `W (K x + b)`, as one: training and the folded model round
 /// alike.
-pub(super) fn projected(conv: &Conv2d, projection: Option<Tensor<2>>) -> Conv2d {
+pub(crate) fn projected(conv: &Conv2d, projection: Option<Tensor<2>>) -> Conv2d {
     match projection {
         Some(matrix) => folded(conv, matrix),
         None => conv.clone(),
     }
 }
 
+/// Identity matrices for blocks that end in so many channels each.
+pub(crate) fn identities(
+    channels: impl IntoIterator<Item = usize>,
+    device: &Device,
+) -> Vec<Param<Tensor<2>>> {
+    let matrix = |channels| Param::from_tensor(Tensor::eye(channels, device));
+    channels.into_iter().map(matrix).collect()
+}
+
+/// The convolution that ends a block: that of the down- or upsampler where there is one, else the last
+/// residual block's second.
+pub(crate) fn last_conv<'a>(
+    resampler: Option<&'a mut Conv2d>,
+    resnets: &'a mut [ResnetBlock2D],
+) -> &'a mut Conv2d {
+    resampler.unwrap_or_else(|| {
+        let last = resnets.last_mut().expect("every block has a residual block");
+        &mut last.conv2
+    })
+}
+
 /// The convolution with weight `W K` and bias `W b`. Gradients reach W, K and b.
-pub(super) fn folded(conv: &Conv2d, matrix: Tensor<2>) -> Conv2d {
+pub(crate) fn folded(conv: &Conv2d, matrix: Tensor<2>) -> Conv2d {
     let mut folded = conv.clone();
     let [c_out, c_in, k_h, k_w] = conv.weight.dims();
     let kernel = conv.weight.val().reshape([c_out, c_in * k_h * k_w]);

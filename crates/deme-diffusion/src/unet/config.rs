@@ -1,17 +1,17 @@
 //! The UNet's shape, field by field as diffusers' `config.json` holds it.
 //!
-//! A field that diffusers knows and that is not implemented here may stand at the value that means "off";
-//! any other value is an error that names the field. Nothing is ignored silently.
+//! Not here: how a `config.json` is read (`model_config`).
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use super::ProjectionPlacement;
+use super::resnet::ResnetShape;
+use crate::model_config::{ModelConfigError, Network};
 
-/// The class name that a config of this network carries.
-const CLASS_NAME: &str = "UNet2DModel";
-/// The version of diffusers whose format is written.
-const DIFFUSERS_VERSION: &str = "0.42.1";
+/// Why a config describes no UNet we can build.
+pub type UNetConfigError = ModelConfigError;
+
+const NETWORK: Network = Network { name: "UNet", class: "UNet2DModel", off: &[] };
 
 /// Configuration of a [`UNet2DModel`](super::UNet2DModel); fields and defaults are those of diffusers'
 /// `UNet2DModel`.
@@ -171,7 +171,7 @@ impl Default for UNet2DConfig {
 }
 
 /// Channels of one block's residual blocks, each `(in, out)`.
-pub(super) type ResnetChannels = Vec<(usize, usize)>;
+pub(crate) type ResnetChannels = Vec<(usize, usize)>;
 
 impl UNet2DConfig {
     /// Reads `config.json`. Fields that are absent (configs of old diffusers versions) have diffusers'
@@ -181,33 +181,14 @@ impl UNet2DConfig {
     /// [`UNetConfigError`] for text that is no JSON object, another class, an unknown field, and everything
     /// [`Self::check`] refuses.
     pub fn from_json(text: &str) -> Result<Self, UNetConfigError> {
-        let fields: Map<String, Value> =
-            serde_json::from_str(text).map_err(|source| UNetConfigError::Json { source })?;
-        if let Some(class) = fields.get("_class_name").filter(|class| *class != CLASS_NAME) {
-            let found = class.as_str().map_or_else(|| class.to_string(), str::to_owned);
-            return Err(UNetConfigError::Class { found });
-        }
-        let fields: Map<String, Value> =
-            fields.into_iter().filter(|(name, _)| !name.starts_with('_')).collect();
-        let config: Self = serde_json::from_value(Value::Object(fields.clone()))
-            .map_err(|source| field_error(fields, source))?;
+        let config: Self = NETWORK.read(text)?;
         config.check()?;
         Ok(config)
     }
 
     /// `config.json` as diffusers writes it.
     pub fn to_json(&self) -> String {
-        let mut fields = Map::new();
-        fields.insert("_class_name".into(), CLASS_NAME.into());
-        fields.insert("_diffusers_version".into(), DIFFUSERS_VERSION.into());
-        match serde_json::to_value(self) {
-            Ok(Value::Object(own)) => fields.extend(own),
-            other => unreachable!("a struct of plain fields is a JSON object, not {other:?}"),
-        }
-        let mut text = serde_json::to_string_pretty(&Value::Object(fields))
-            .expect("a JSON value can always be written");
-        text.push('\n');
-        text
+        NETWORK.write(self)
     }
 
     /// Checks that the fields fit together and stay within what is implemented.
@@ -215,30 +196,22 @@ impl UNet2DConfig {
     /// # Errors
     /// [`UNetConfigError::Unsupported`] or [`UNetConfigError::Invalid`], naming the field.
     pub fn check(&self) -> Result<(), UNetConfigError> {
-        let only = |field, found: &str, supported: &[&str]| {
-            if supported.contains(&found) {
-                return Ok(());
-            }
-            let supported =
-                supported.iter().map(|s| format!("`{s}`")).collect::<Vec<_>>().join(", ");
-            Err(UNetConfigError::Unsupported { field, found: format!("`{found}`"), supported })
-        };
-        only("time_embedding_type", &self.time_embedding_type, &["positional"])?;
-        only("downsample_type", &self.downsample_type, &["conv"])?;
-        only("upsample_type", &self.upsample_type, &["conv"])?;
-        only("downsample_padding", &self.downsample_padding.to_string(), &["0", "1"])?;
-        only("act_fn", &self.act_fn.to_lowercase(), &["silu", "swish"])?;
+        NETWORK.only("time_embedding_type", &self.time_embedding_type, &["positional"])?;
+        NETWORK.only("downsample_type", &self.downsample_type, &["conv"])?;
+        NETWORK.only("upsample_type", &self.upsample_type, &["conv"])?;
+        let padding = self.downsample_padding.to_string();
+        NETWORK.only("downsample_padding", &padding, &["0", "1"])?;
+        NETWORK.only("act_fn", &self.act_fn.to_lowercase(), &["silu", "swish"])?;
         let null = |field, found: Option<String>| match found {
             None => Ok(()),
             Some(found) => {
-                let supported = "null (no class conditioning)".to_owned();
-                Err(UNetConfigError::Unsupported { field, found, supported })
+                Err(NETWORK.unsupported(field, found, "null (no class conditioning)".to_owned()))
             }
         };
         null("class_embed_type", self.class_embed_type.as_ref().map(|t| format!("`{t}`")))?;
         null("num_class_embeds", self.num_class_embeds.map(|n| n.to_string()))?;
 
-        let invalid = |field, reason: String| Err(UNetConfigError::Invalid { field, reason });
+        let invalid = |field, reason: String| Err(NETWORK.invalid(field, reason));
         let blocks = self.block_out_channels.len();
         if blocks == 0 {
             return invalid("block_out_channels", "is empty; give at least one block".into());
@@ -254,7 +227,7 @@ impl UNet2DConfig {
                 return invalid(field, reason);
             }
         }
-        for (field, value) in [
+        NETWORK.nonzero([
             ("in_channels", self.in_channels),
             ("out_channels", self.out_channels),
             ("layers_per_block", self.layers_per_block),
@@ -262,14 +235,8 @@ impl UNet2DConfig {
             ("time_embedding_dim", self.time_embedding_dim.unwrap_or(1)),
             ("attn_norm_num_groups", self.attn_norm_num_groups.unwrap_or(1)),
             ("block_out_channels", self.block_out_channels.iter().copied().min().unwrap_or(0)),
-        ] {
-            if value == 0 {
-                return invalid(field, "holds a zero; the smallest value is 1".into());
-            }
-        }
-        if self.sample_size.is_some_and(|size| size.height_width().contains(&0)) {
-            return invalid("sample_size", "holds a zero; the smallest value is 1".into());
-        }
+            ("sample_size", self.sample_size.map_or(1, SampleSize::least)),
+        ])?;
         if !(0.0..1.0).contains(&self.dropout) {
             return invalid("dropout", format!("is {}; it must lie in [0, 1)", self.dropout));
         }
@@ -296,24 +263,13 @@ impl UNet2DConfig {
         let resnets = (0..self.block_out_channels.len())
             .flat_map(|i| [self.down_resnet_channels(i), self.up_resnet_channels(i)])
             .flatten();
-        for (c_in, c_out) in resnets {
-            for channels in [c_in, c_out] {
-                if channels % self.norm_num_groups != 0 {
-                    return Err(UNetConfigError::Invalid {
-                        field: "norm_num_groups",
-                        reason: format!(
-                            "is {}, which does not divide the {channels} channels of a group norm",
-                            self.norm_num_groups
-                        ),
-                    });
-                }
-            }
-        }
+        let channels = resnets.flat_map(|(c_in, c_out)| [c_in, c_out]);
+        NETWORK.groups("norm_num_groups", self.norm_num_groups, channels)?;
         let (mid, groups) = (self.mid_channels(), self.mid_attention_groups().unwrap_or(1));
         if mid % groups != 0 {
             let reason =
                 format!("is {groups}, which does not divide the mid block's {mid} channels");
-            return Err(UNetConfigError::Invalid { field: "attn_norm_num_groups", reason });
+            return Err(NETWORK.invalid("attn_norm_num_groups", reason));
         }
         Ok(())
     }
@@ -330,10 +286,8 @@ impl UNet2DConfig {
         let mid = self.mid_block_type.filter(|_| self.add_attention).map(|_| self.mid_channels());
         for channels in down.chain(up).chain(mid) {
             if head_dim == 0 || head_dim > channels {
-                return Err(UNetConfigError::Invalid {
-                    field: "attention_head_dim",
-                    reason: format!("is {head_dim}, but attention acts on {channels} channels"),
-                });
+                let reason = format!("is {head_dim}, but attention acts on {channels} channels");
+                return Err(NETWORK.invalid("attention_head_dim", reason));
             }
         }
         Ok(())
@@ -345,29 +299,12 @@ impl UNet2DConfig {
     /// [`UNetConfigError::ImageShape`] for other channels, and for a height or width that does not halve and
     /// double back to itself: the skip connections would not fit.
     pub fn check_image_shape(&self, [c, h, w]: [usize; 3]) -> Result<(), UNetConfigError> {
-        let refuse = |reason: String| Err(UNetConfigError::ImageShape { found: [c, h, w], reason });
-        if c != self.in_channels {
-            return refuse(format!("the model takes {} channels", self.in_channels));
-        }
-        let halvings = self.block_out_channels.len() - 1;
-        let geometry = super::down::downsample_geometry(self.downsample_padding);
-        for side in [h, w] {
-            let mut size = side;
-            let fits = side > 0
-                && (0..halvings).all(|_| {
-                    let half = geometry.output_len(size, 3).unwrap_or(0);
-                    let doubles_back = half > 0 && half * 2 == size;
-                    size = half;
-                    doubles_back
-                });
-            if !fits {
-                return refuse(format!(
-                    "the model halves height and width {halvings} times, so both must be multiples of {}",
-                    1usize << halvings
-                ));
-            }
-        }
-        Ok(())
+        check_image_shape(
+            [c, h, w],
+            self.in_channels,
+            self.block_out_channels.len() - 1,
+            self.downsample_padding,
+        )
     }
 
     /// `[C, H, W]` of the images the model was trained on, when the config says so.
@@ -394,33 +331,91 @@ impl UNet2DConfig {
         self.attn_norm_num_groups.or(by_default)
     }
 
+    pub(super) fn resnet_shape(&self, output_scale_factor: f64) -> ResnetShape {
+        ResnetShape {
+            norm_groups: self.norm_num_groups,
+            norm_eps: self.norm_eps,
+            time_embed_dim: Some(self.time_embed_dim()),
+            time_scale_shift: self.resnet_time_scale_shift,
+            output_scale_factor,
+        }
+    }
+
     /// The residual blocks of down block `i`.
     pub(super) fn down_resnet_channels(&self, i: usize) -> ResnetChannels {
-        let c_out = self.block_out_channels[i];
-        let c_in = self.block_out_channels[i.saturating_sub(1)];
-        (0..self.layers_per_block)
-            .map(|layer| (if layer == 0 { c_in } else { c_out }, c_out))
-            .collect()
+        down_resnet_channels(&self.block_out_channels, self.layers_per_block, i)
     }
 
     /// The residual blocks of up block `i`, counted from the lowest resolution. Each takes the hidden state
     /// and one skip connection.
     pub(super) fn up_resnet_channels(&self, i: usize) -> ResnetChannels {
-        let reversed = |i: usize| {
-            let last = self.block_out_channels.len() - 1;
-            self.block_out_channels[last - i.min(last)]
-        };
-        let (before, c_out, below_skip) =
-            (reversed(i.saturating_sub(1)), reversed(i), reversed(i + 1));
-        let last = self.layers_per_block;
-        (0..=last)
-            .map(|layer| {
-                let hidden = if layer == 0 { before } else { c_out };
-                let skip = if layer == last { below_skip } else { c_out };
-                (hidden + skip, c_out)
-            })
-            .collect()
+        up_resnet_channels(&self.block_out_channels, self.layers_per_block, i)
     }
+}
+
+/// The residual blocks of down block `i`.
+pub(crate) fn down_resnet_channels(
+    block_out_channels: &[usize],
+    layers: usize,
+    i: usize,
+) -> ResnetChannels {
+    let c_out = block_out_channels[i];
+    let c_in = block_out_channels[i.saturating_sub(1)];
+    (0..layers).map(|layer| (if layer == 0 { c_in } else { c_out }, c_out)).collect()
+}
+
+/// The residual blocks of up block `i`, counted from the lowest resolution: one more than the `layers` on the
+/// way down, each on the hidden state and one skip connection.
+pub(crate) fn up_resnet_channels(
+    block_out_channels: &[usize],
+    layers: usize,
+    i: usize,
+) -> ResnetChannels {
+    let reversed = |i: usize| {
+        let last = block_out_channels.len() - 1;
+        block_out_channels[last - i.min(last)]
+    };
+    let (before, c_out, below_skip) = (reversed(i.saturating_sub(1)), reversed(i), reversed(i + 1));
+    (0..=layers)
+        .map(|layer| {
+            let hidden = if layer == 0 { before } else { c_out };
+            let skip = if layer == layers { below_skip } else { c_out };
+            (hidden + skip, c_out)
+        })
+        .collect()
+}
+
+/// Checks that images of that shape have the right channels, and a height and width that halve and double
+/// back to themselves: else the skip connections would not fit.
+pub(crate) fn check_image_shape(
+    found: [usize; 3],
+    channels: usize,
+    halvings: usize,
+    downsample_padding: usize,
+) -> Result<(), ModelConfigError> {
+    let refuse = |reason: String| Err(ModelConfigError::ImageShape { found, reason });
+    let [c, sides @ ..] = found;
+    if c != channels {
+        return refuse(format!("the model takes {channels} channels"));
+    }
+    let geometry = super::down::downsample_geometry(downsample_padding);
+    for side in sides {
+        let mut size = side;
+        let fits = side > 0
+            && (0..halvings).all(|_| {
+                let half = geometry.output_len(size, 3).unwrap_or(0);
+                let doubles_back = half > 0 && half * 2 == size;
+                size = half;
+                doubles_back
+            });
+        if !fits {
+            return refuse(format!(
+                "the model halves height and width {halvings} times, so both must be multiples of {}",
+                1usize << halvings
+            ));
+        }
+    }
+    Ok(())
 }
 
 impl SampleSize {
@@ -431,68 +426,9 @@ impl SampleSize {
             Self::Rectangle(sides) => sides,
         }
     }
-}
 
-/// serde names no field when a value does not fit: find the field whose value alone does not.
-fn field_error(fields: Map<String, Value>, source: serde_json::Error) -> UNetConfigError {
-    for (name, value) in fields {
-        let alone = Value::Object(Map::from_iter([(name.clone(), value)]));
-        if let Err(source) = serde_json::from_value::<UNet2DConfig>(alone) {
-            return UNetConfigError::Field { field: name, source };
-        }
+    pub(crate) fn least(self) -> usize {
+        let [h, w] = self.height_width();
+        h.min(w)
     }
-    UNetConfigError::Json { source }
-}
-
-/// Why a config describes no network we can build.
-#[derive(Debug, thiserror::Error)]
-pub enum UNetConfigError {
-    /// Not a JSON object.
-    #[error("the UNet config is no JSON object: {source}")]
-    Json {
-        /// What serde_json found.
-        source: serde_json::Error,
-    },
-    /// The config of another network.
-    #[error("this is the config of a `{found}`; only `{CLASS_NAME}` can be loaded")]
-    Class {
-        /// The class it names.
-        found: String,
-    },
-    /// An unknown field, or a value of the wrong kind.
-    #[error("`{field}` in the UNet config: {source}")]
-    Field {
-        /// The field.
-        field: String,
-        /// What serde_json found; it lists what is known.
-        source: serde_json::Error,
-    },
-    /// A value that diffusers knows and that is not implemented here.
-    #[error(
-        "`{field}` in the UNet config is {found}, which is not supported; supported: {supported}"
-    )]
-    Unsupported {
-        /// The field.
-        field: &'static str,
-        /// Its value.
-        found: String,
-        /// The values that work.
-        supported: String,
-    },
-    /// A value that makes no network.
-    #[error("`{field}` in the UNet config {reason}")]
-    Invalid {
-        /// The field.
-        field: &'static str,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Images that do not fit the network.
-    #[error("images of shape [C, H, W] = {found:?} do not fit: {reason}")]
-    ImageShape {
-        /// `[C, H, W]`.
-        found: [usize; 3],
-        /// Which shapes fit.
-        reason: String,
-    },
 }

@@ -26,7 +26,7 @@ impl DownBlock2D {
         let resnets: Vec<_> = config
             .down_resnet_channels(i)
             .into_iter()
-            .map(|channels| ResnetBlock2D::new(channels, 1.0, config, init))
+            .map(|channels| ResnetBlock2D::new(channels, &config.resnet_shape(1.0), init))
             .collect();
         let channels = config.block_out_channels[i];
         let attention = AttentionShape {
@@ -58,14 +58,14 @@ impl DownBlock2D {
     pub(super) fn forward(
         &self,
         mut x: Tensor<4>,
-        temb_silu: &Tensor<2>,
+        temb_silu: Option<&Tensor<2>>,
         projection: &BlockProjection,
         skips: &mut Vec<Tensor<4>>,
     ) -> Tensor<4> {
         let ends_in_resnet = self.downsamplers.is_empty();
         for (i, resnet) in self.resnets.iter().enumerate() {
             let is_last = ends_in_resnet && i + 1 == self.resnets.len();
-            x = resnet.forward(x, temb_silu.clone(), projection.behind_convolution(is_last));
+            x = resnet.forward(x, temb_silu, projection.behind_convolution(is_last));
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(x);
             }
@@ -80,7 +80,7 @@ impl DownBlock2D {
 }
 
 /// diffusers' padding of the downsampling convolution: 0 stands for one row below and one column to the right.
-pub(super) fn downsample_geometry(padding: usize) -> ConvGeometry {
+pub(crate) fn downsample_geometry(padding: usize) -> ConvGeometry {
     let (padding_begin, padding_end) = if padding == 0 { (0, 1) } else { (padding, padding) };
     ConvGeometry { stride: 2, padding_begin, padding_end }
 }

@@ -4,10 +4,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use deme_nn::Init;
 
-use super::UNet2DConfig;
 use super::attention::{Attention, AttentionShape};
 use super::channel_projection::BlockProjection;
-use super::resnet::ResnetBlock2D;
+use super::resnet::{ResnetBlock2D, ResnetShape};
 
 /// Residual block, attention (unless `add_attention` is false), residual block.
 #[derive(Module, Debug)]
@@ -19,38 +18,31 @@ pub struct UNetMidBlock2D {
 }
 
 impl UNetMidBlock2D {
-    pub(super) fn new(config: &UNet2DConfig, init: &mut Init) -> Self {
-        let channels = config.mid_channels();
-        let output_scale_factor = config.mid_block_scale_factor;
-        let attention = AttentionShape {
-            channels,
-            head_dim: config.attention_head_dim,
-            norm_groups: config.mid_attention_groups(),
-            norm_eps: config.norm_eps,
-            output_scale_factor,
-        };
-        let mut resnet =
-            || ResnetBlock2D::new((channels, channels), output_scale_factor, config, init);
-        let resnets = vec![resnet(), resnet()];
-        let attentions =
-            if config.add_attention { vec![Attention::new(&attention, init)] } else { Vec::new() };
-        Self { attentions, resnets }
+    pub(crate) fn new(
+        channels: usize,
+        resnet: &ResnetShape,
+        attention: Option<&AttentionShape>,
+        init: &mut Init,
+    ) -> Self {
+        let resnets = [(); 2].map(|()| ResnetBlock2D::new((channels, channels), resnet, init));
+        let attentions = attention.map(|attention| Attention::new(attention, init));
+        Self { attentions: attentions.into_iter().collect(), resnets: resnets.into() }
     }
 
     /// # Shapes
     /// x: `[B, C, H, W]`; temb_silu: `[B, time_embed_dim]`; returns `[B, C, H, W]`.
-    pub(super) fn forward(
+    pub(crate) fn forward(
         &self,
         x: Tensor<4>,
-        temb_silu: &Tensor<2>,
+        temb_silu: Option<&Tensor<2>>,
         projection: &BlockProjection,
     ) -> Tensor<4> {
-        let mut x = self.resnets[0].forward(x, temb_silu.clone(), None);
+        let mut x = self.resnets[0].forward(x, temb_silu, None);
         for attention in &self.attentions {
             x = attention.forward(x);
         }
         let behind_convolution = projection.behind_convolution(true);
-        let x = self.resnets[1].forward(x, temb_silu.clone(), behind_convolution);
+        let x = self.resnets[1].forward(x, temb_silu, behind_convolution);
         projection.on_hidden_state(x)
     }
 }

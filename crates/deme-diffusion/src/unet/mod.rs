@@ -3,12 +3,12 @@
 //! Struct and field names are diffusers', so a checkpoint's key `down_blocks.0.resnets.1.conv1.weight` is read
 //! off the code. Not here: reading and writing checkpoints, schedules, sampling.
 
-mod attention;
-mod channel_projection;
-mod config;
-mod down;
-mod mid;
-mod resnet;
+pub(crate) mod attention;
+pub(crate) mod channel_projection;
+pub(crate) mod config;
+pub(crate) mod down;
+pub(crate) mod mid;
+pub(crate) mod resnet;
 mod time_embedding;
 mod up;
 
@@ -20,7 +20,8 @@ use rayon::prelude::*;
 
 use crate::denoiser::Denoiser;
 use crate::image_shards::{image_shards, shard};
-use channel_projection::{BlockProjection, folded};
+use attention::AttentionShape;
+use channel_projection::{BlockProjection, folded, identities, last_conv};
 
 pub use attention::Attention;
 pub use channel_projection::{ProjectionError, ProjectionPlacement};
@@ -69,9 +70,9 @@ impl UNet2DModel {
         let same = ConvGeometry::same(3);
         let model = Self {
             conv_in: Conv2d::new(config.in_channels, first, 3, same, init),
-            time_embedding: TimestepEmbedding::new(config, init),
+            time_embedding: TimestepEmbedding::new(first, config.time_embed_dim(), init),
             down_blocks: (0..blocks).map(|i| DownBlock2D::new(i, config, init)).collect(),
-            mid_block: config.mid_block_type.map(|_| UNetMidBlock2D::new(config, init)),
+            mid_block: config.mid_block_type.map(|_| mid_block(config, init)),
             up_blocks: (0..blocks).map(|i| UpBlock2D::new(i, config, init)).collect(),
             conv_norm_out: GroupNorm::new(config.norm_num_groups, first, config.norm_eps, init),
             conv_out: Conv2d::new(first, config.out_channels, 3, same, init),
@@ -116,11 +117,7 @@ impl UNet2DModel {
         let down = self.config.block_out_channels.iter().copied();
         let mid = self.mid_block.as_ref().map(|_| self.config.mid_channels());
         let up = down.clone().rev();
-        self.projection = down
-            .chain(mid)
-            .chain(up)
-            .map(|channels| Param::from_tensor(Tensor::eye(channels, &device)))
-            .collect();
+        self.projection = identities(down.chain(mid).chain(up), &device);
         self.config.channel_projection = placement;
         Ok(self)
     }
@@ -137,14 +134,14 @@ impl UNet2DModel {
             ProjectionPlacement::Block => return Err(ProjectionError::NotFoldable),
             ProjectionPlacement::Folded => {}
         }
-        let down = self.down_blocks.iter_mut().map(|block| match block.downsamplers.last_mut() {
-            Some(downsampler) => &mut downsampler.conv,
-            None => last_conv(&mut block.resnets),
+        let down = self.down_blocks.iter_mut().map(|block| {
+            let downsampler = block.downsamplers.last_mut().map(|sampler| &mut sampler.conv);
+            last_conv(downsampler, &mut block.resnets)
         });
-        let mid = self.mid_block.iter_mut().map(|block| last_conv(&mut block.resnets));
-        let up = self.up_blocks.iter_mut().map(|block| match block.upsamplers.last_mut() {
-            Some(upsampler) => &mut upsampler.conv,
-            None => last_conv(&mut block.resnets),
+        let mid = self.mid_block.iter_mut().map(|block| last_conv(None, &mut block.resnets));
+        let up = self.up_blocks.iter_mut().map(|block| {
+            let upsampler = block.upsamplers.last_mut().map(|sampler| &mut sampler.conv);
+            last_conv(upsampler, &mut block.resnets)
         });
         for (conv, matrix) in down.chain(mid).chain(up).zip(std::mem::take(&mut self.projection)) {
             *conv = folded(conv, matrix.val());
@@ -162,6 +159,12 @@ impl UNet2DModel {
     /// # Panics
     /// When x has another shape or t another length.
     pub fn forward(&self, x: Tensor<4>, t: &[usize]) -> Tensor<4> {
+        let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+        self.forward_between(x, &t)
+    }
+
+    /// As [`forward`](Self::forward), at timesteps that may lie between two of training.
+    pub fn forward_between(&self, x: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let [b, c, h, w] = x.dims();
         assert_eq!(t.len(), b, "one timestep per image");
         if let Err(error) = self.config.check_image_shape([c, h, w]) {
@@ -176,7 +179,7 @@ impl UNet2DModel {
             self.config.freq_shift,
             &x.device(),
         );
-        let temb_silu = self.time_embedding.forward_silu(sinusoidal);
+        let temb_silu = Some(&self.time_embedding.forward_silu(sinusoidal));
 
         let mut matrices = self.projection.iter();
         let mut next_projection =
@@ -185,36 +188,49 @@ impl UNet2DModel {
         let mut x = self.conv_in.forward(x);
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
-            x = block.forward(x, &temb_silu, &next_projection(), &mut skips);
+            x = block.forward(x, temb_silu, &next_projection(), &mut skips);
         }
         if let Some(block) = &self.mid_block {
-            x = block.forward(x, &temb_silu, &next_projection());
+            x = block.forward(x, temb_silu, &next_projection());
         }
         for block in &self.up_blocks {
-            x = block.forward(x, &temb_silu, &next_projection(), &mut skips);
+            x = block.forward(x, temb_silu, &next_projection(), &mut skips);
         }
         self.conv_out.forward_normalised(&self.conv_norm_out, x)
     }
 }
 
 impl Denoiser for UNet2DModel {
-    /// The parts of a batch run at the same time (see [`image_shards`]).
     fn predict(&self, x_t: Tensor<4>, t: &[usize]) -> Tensor<4> {
+        let t: Vec<f64> = t.iter().map(|&t| t as f64).collect();
+        self.predict_between(x_t, &t)
+    }
+
+    /// The parts of a batch run at the same time (see [`image_shards`]).
+    fn predict_between(&self, x_t: Tensor<4>, t: &[f64]) -> Tensor<4> {
         let shards = image_shards(&x_t);
         if shards.len() == 1 {
             // On a worker thread: from outside, each layer would wait for one to wake up.
-            return rayon::scope(|_| self.forward(x_t, t));
+            return rayon::scope(|_| self.forward_between(x_t, t));
         }
         let outputs = shards.into_par_iter().map(|range| {
             let x_t = shard(&x_t, &range);
-            self.forward(x_t, &t[range])
+            self.forward_between(x_t, &t[range])
         });
         Tensor::cat(outputs.collect(), 0)
     }
 }
 
-/// The convolution that ends a block without a down- or upsampler.
-fn last_conv(resnets: &mut [ResnetBlock2D]) -> &mut Conv2d {
-    let last = resnets.last_mut().expect("every block has a residual block");
-    &mut last.conv2
+fn mid_block(config: &UNet2DConfig, init: &mut Init) -> UNetMidBlock2D {
+    let channels = config.mid_channels();
+    let output_scale_factor = config.mid_block_scale_factor;
+    let attention = AttentionShape {
+        channels,
+        head_dim: config.attention_head_dim,
+        norm_groups: config.mid_attention_groups(),
+        norm_eps: config.norm_eps,
+        output_scale_factor,
+    };
+    let attention = config.add_attention.then_some(&attention);
+    UNetMidBlock2D::new(channels, &config.resnet_shape(output_scale_factor), attention, init)
 }

@@ -6,8 +6,19 @@ use burn::tensor::{Tensor, activation, module};
 use deme_kernels::{ConvGeometry, GroupNormInput};
 use deme_nn::{Conv2d, GroupNorm, Init, Linear};
 
+use super::TimeScaleShift;
 use super::channel_projection::projected;
-use super::{TimeScaleShift, UNet2DConfig};
+
+/// What a [`ResnetBlock2D`] is built from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ResnetShape {
+    pub norm_groups: usize,
+    pub norm_eps: f64,
+    /// Width of the time embedding; `None`: no time enters.
+    pub time_embed_dim: Option<usize>,
+    pub time_scale_shift: TimeScaleShift,
+    pub output_scale_factor: f64,
+}
 
 /// `h = conv1(silu(norm1(x)))`, the time enters, `(shortcut(x) + conv2(silu(norm2(h)))) / scale`.
 #[derive(Module, Debug)]
@@ -16,8 +27,8 @@ pub struct ResnetBlock2D {
     pub norm1: GroupNorm,
     /// 3x3, to the output's channels.
     pub conv1: Conv2d,
-    /// From the time embedding to a shift, or a scale and a shift, per channel.
-    pub time_emb_proj: Linear,
+    /// From the time embedding to a shift, or a scale and a shift, per channel; absent in an autoencoder.
+    pub time_emb_proj: Option<Linear>,
     /// Norm of the hidden state.
     pub norm2: GroupNorm,
     /// 3x3.
@@ -31,28 +42,24 @@ pub struct ResnetBlock2D {
 }
 
 impl ResnetBlock2D {
-    pub(super) fn new(
-        (c_in, c_out): (usize, usize),
-        output_scale_factor: f64,
-        config: &UNet2DConfig,
-        init: &mut Init,
-    ) -> Self {
-        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
-        let time_scale_shift = config.resnet_time_scale_shift;
-        let time_channels = match time_scale_shift {
+    pub(crate) fn new((c_in, c_out): (usize, usize), shape: &ResnetShape, init: &mut Init) -> Self {
+        let (groups, eps) = (shape.norm_groups, shape.norm_eps);
+        let time_channels = match shape.time_scale_shift {
             TimeScaleShift::Default => c_out,
             TimeScaleShift::ScaleShift => 2 * c_out,
         };
         Self {
             norm1: GroupNorm::new(groups, c_in, eps, init),
             conv1: Conv2d::new(c_in, c_out, 3, ConvGeometry::same(3), init),
-            time_emb_proj: Linear::new(config.time_embed_dim(), time_channels, true, init),
+            time_emb_proj: shape
+                .time_embed_dim
+                .map(|width| Linear::new(width, time_channels, true, init)),
             norm2: GroupNorm::new(groups, c_out, eps, init),
             conv2: Conv2d::new(c_out, c_out, 3, ConvGeometry::same(3), init),
             conv_shortcut: (c_in != c_out)
                 .then(|| Conv2d::new(c_in, c_out, 1, ConvGeometry::same(1), init)),
-            time_scale_shift,
-            output_scale_factor,
+            time_scale_shift: shape.time_scale_shift,
+            output_scale_factor: shape.output_scale_factor,
         }
     }
 
@@ -60,10 +67,13 @@ impl ResnetBlock2D {
     ///
     /// # Shapes
     /// x: `[B, C_in, H, W]`; temb_silu: `[B, time_embed_dim]`; returns `[B, C_out, H, W]`.
+    ///
+    /// # Panics
+    /// When there is a time embedding and no layer for it, or the other way round.
     pub fn forward(
         &self,
         x: Tensor<4>,
-        temb_silu: Tensor<2>,
+        temb_silu: Option<&Tensor<2>>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
         let h = self.conv1.forward_normalised(&self.norm1, x.clone());
@@ -81,7 +91,7 @@ impl ResnetBlock2D {
     pub fn forward_of_two(
         &self,
         x: [Tensor<4>; 2],
-        temb_silu: Tensor<2>,
+        temb_silu: Option<&Tensor<2>>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
         let h = self.conv1.forward_normalised(&self.norm1, GroupNormInput::of_two(x.clone()));
@@ -97,16 +107,23 @@ impl ResnetBlock2D {
         &self,
         h: Tensor<4>,
         x: Tensor<4>,
-        temb_silu: Tensor<2>,
+        temb_silu: Option<&Tensor<2>>,
         projection: Option<Tensor<2>>,
     ) -> Tensor<4> {
         let conv2 = projected(&self.conv2, projection);
-        let time = self.time_emb_proj.forward(temb_silu);
-        let h = match self.time_scale_shift {
-            TimeScaleShift::Default => {
+        let time = match (&self.time_emb_proj, temb_silu) {
+            (Some(time_emb_proj), Some(temb_silu)) => {
+                Some(time_emb_proj.forward(temb_silu.clone()))
+            }
+            (None, None) => None,
+            _ => panic!("a time embedding and a layer for it come together"),
+        };
+        let h = match (time, self.time_scale_shift) {
+            (None, _) => conv2.forward_normalised(&self.norm2, h),
+            (Some(time), TimeScaleShift::Default) => {
                 conv2.forward_normalised(&self.norm2, GroupNormInput::shifted(h, time))
             }
-            TimeScaleShift::ScaleShift => {
+            (Some(time), TimeScaleShift::ScaleShift) => {
                 let [b, channels] = time.dims();
                 let time = time.reshape([b, channels, 1, 1]);
                 let c = channels / 2;
@@ -126,7 +143,7 @@ pub struct Downsample2D {
 }
 
 impl Downsample2D {
-    pub(super) fn new(channels: usize, geometry: ConvGeometry, init: &mut Init) -> Self {
+    pub(crate) fn new(channels: usize, geometry: ConvGeometry, init: &mut Init) -> Self {
         Self { conv: Conv2d::new(channels, channels, 3, geometry, init) }
     }
 
@@ -147,7 +164,7 @@ pub struct Upsample2D {
 }
 
 impl Upsample2D {
-    pub(super) fn new(channels: usize, init: &mut Init) -> Self {
+    pub(crate) fn new(channels: usize, init: &mut Init) -> Self {
         Self { conv: Conv2d::new(channels, channels, 3, ConvGeometry::same(3), init) }
     }
 
@@ -163,6 +180,6 @@ impl Upsample2D {
 }
 
 /// `x / divisor`, without a pass over memory for the usual divisor 1.
-pub(super) fn divided(x: Tensor<4>, divisor: f64) -> Tensor<4> {
+pub(crate) fn divided(x: Tensor<4>, divisor: f64) -> Tensor<4> {
     if divisor == 1.0 { x } else { x / divisor }
 }

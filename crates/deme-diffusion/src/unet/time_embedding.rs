@@ -4,8 +4,6 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use deme_nn::{Init, Linear};
 
-use super::UNet2DConfig;
-
 /// Longest period of the sines is `2 pi` times this.
 const MAX_PERIOD: f64 = 10000.0;
 
@@ -15,9 +13,9 @@ const MAX_PERIOD: f64 = 10000.0;
 /// Computed in f32 in the order of diffusers, so that large t round the same way.
 ///
 /// # Shapes
-/// t: B timesteps; returns `[B, width]`.
+/// t: B timesteps, which may lie between two of training; returns `[B, width]`.
 pub fn sinusoidal_embedding(
-    t: &[usize],
+    t: &[f64],
     width: usize,
     flip_sin_to_cos: bool,
     freq_shift: f64,
@@ -51,8 +49,7 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    pub(super) fn new(config: &UNet2DConfig, init: &mut Init) -> Self {
-        let (width, embed_dim) = (config.block_out_channels[0], config.time_embed_dim());
+    pub(crate) fn new(width: usize, embed_dim: usize, init: &mut Init) -> Self {
         Self {
             linear_1: Linear::new(width, embed_dim, true, init),
             linear_2: Linear::new(embed_dim, embed_dim, true, init),

@@ -27,7 +27,7 @@ impl UpBlock2D {
         let channels = config.block_out_channels[config.block_out_channels.len() - 1 - i];
         let resnets: Vec<_> = resnet_channels
             .into_iter()
-            .map(|channels| ResnetBlock2D::new(channels, 1.0, config, init))
+            .map(|channels| ResnetBlock2D::new(channels, &config.resnet_shape(1.0), init))
             .collect();
         let attention = AttentionShape {
             channels,
@@ -55,7 +55,7 @@ impl UpBlock2D {
     pub(super) fn forward(
         &self,
         mut x: Tensor<4>,
-        temb_silu: &Tensor<2>,
+        temb_silu: Option<&Tensor<2>>,
         projection: &BlockProjection,
         skips: &mut Vec<Tensor<4>>,
     ) -> Tensor<4> {
@@ -64,7 +64,7 @@ impl UpBlock2D {
             let is_last = ends_in_resnet && i + 1 == self.resnets.len();
             let skip = skips.pop().expect("the way down leaves one skip per residual block here");
             let behind_convolution = projection.behind_convolution(is_last);
-            x = resnet.forward_of_two([x, skip], temb_silu.clone(), behind_convolution);
+            x = resnet.forward_of_two([x, skip], temb_silu, behind_convolution);
             if let Some(attention) = self.attentions.get(i) {
                 x = attention.forward(x);
             }

@@ -57,7 +57,9 @@ fn text_that_is_no_object_is_refused() {
 #[test]
 fn another_class_is_refused() {
     let error = error(r#"{"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768}"#);
-    assert!(matches!(&error, UNetConfigError::Class { found } if found == "UNet2DConditionModel"));
+    assert!(
+        matches!(&error, UNetConfigError::Class { found, .. } if found == "UNet2DConditionModel")
+    );
 }
 
 #[test]
