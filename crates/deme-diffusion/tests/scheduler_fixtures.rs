@@ -104,11 +104,15 @@ fn assert_within(name: &str, found: &[f32], expected: &[f32], tolerance: f32) {
     }
 }
 
-/// diffusers keeps times in f32.
+/// Whole timesteps agree. Between them diffusers finds its place by noise levels in f32, which are good
+/// for some thousandths of a timestep.
 fn assert_timesteps(name: &str, found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{name}: number of timesteps");
     for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let close = (found - expected).abs() < 1e-3;
+        let close = match expected.fract() == 0.0 {
+            true => (found - expected).abs() < 1e-6,
+            false => (found - expected).abs() < 0.01,
+        };
         assert!(close, "{name}: timestep {index} is {found}, expected {expected}");
     }
 }

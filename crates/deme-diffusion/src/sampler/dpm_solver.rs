@@ -213,9 +213,11 @@ impl DpmSolver {
         if scheduler.use_karras_sigmas {
             let known = table.sigmas();
             sigmas = karras_sigmas(known[known.len() - 1], known[0], steps);
-            // The model is asked at whole timesteps; diffusers cuts off those of a cosine schedule.
+            // The model is asked at whole timesteps. Those of a cosine schedule are cut off by diffusers; the
+            // first, which is whole, comes out a rounding error lower there (with 1000 timesteps) and loses
+            // one too.
             let whole = match scheduler.beta_schedule {
-                BetaSchedule::SquaredcosCapV2 => |t: f64| (t + TIME_ROUNDING).floor(),
+                BetaSchedule::SquaredcosCapV2 => |t: f64| (t - TIME_ROUNDING).floor().max(0.0),
                 _ => f64::round_ties_even,
             };
             timesteps = sigmas.iter().map(|&sigma| whole(table.time_of(sigma))).collect();
@@ -253,7 +255,7 @@ impl DpmSolver {
     }
 }
 
-/// What a time may be below a whole number by rounding alone.
+/// More than a time is off by rounding alone.
 const TIME_ROUNDING: f64 = 1e-6;
 
 fn check_order(config: &DpmSolverConfig) -> Result<(), SampleError> {

@@ -91,7 +91,7 @@ fn threshold(x_0: Tensor<4>, DynamicThresholding { ratio, max }: DynamicThreshol
     let below = sorted.clone().narrow(1, rank.floor() as usize, 1);
     let above = sorted.narrow(1, rank.ceil() as usize, 1);
     let quantile = below.clone() + (above - below) * rank.fract();
-    let s = quantile.clamp_min(1.0).clamp_max(max).reshape([b, 1, 1, 1]);
+    let s = quantile.clamp_min(1.0).clamp_max(max).reshape([b, 1, 1, 1]).expand([b, c, h, w]);
     x_0.min_pair(s.clone()).max_pair(-s.clone()) / s
 }
 
