@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use deme_diffusion::SamplerKind;
 
 /// Decouple-then-Merge for diffusion models: finetune per timestep range, merge, measure.
 #[derive(Debug, Parser)]
@@ -95,6 +96,29 @@ pub enum SamplerName {
     Ddim,
     /// Ho et al. 2020
     Ddpm,
+    /// Liu et al. 2022
+    Pndm,
+    /// Lu et al. 2022, of second order unless the model's scheduler says otherwise
+    #[value(name = "dpm-solver++")]
+    DpmSolver,
+    /// Karras et al. 2022
+    Euler,
+    /// Euler's method with noise added in each step
+    EulerAncestral,
+}
+
+impl SamplerName {
+    /// The sampler of that name.
+    pub fn kind(self) -> SamplerKind {
+        match self {
+            Self::Ddim => SamplerKind::Ddim,
+            Self::Ddpm => SamplerKind::Ddpm,
+            Self::Pndm => SamplerKind::Pndm,
+            Self::DpmSolver => SamplerKind::DpmSolver,
+            Self::Euler => SamplerKind::Euler,
+            Self::EulerAncestral => SamplerKind::EulerAncestral,
+        }
+    }
 }
 
 /// Arguments of `deme sample`.
@@ -401,6 +425,15 @@ pub struct CompareArguments {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn samplers_are_called_as_in_recipes() {
+        for name in SamplerName::value_variants() {
+            let value = name.to_possible_value().expect("no sampler is hidden");
+            assert_eq!(value.get_name(), name.kind().name());
+        }
+        assert_eq!(SamplerName::value_variants().len(), SamplerKind::ALL.len());
+    }
 
     #[test]
     fn parts_cover_the_whole_once() {

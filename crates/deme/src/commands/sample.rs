@@ -3,11 +3,11 @@
 use deme_data::{Picture, grid, write_png};
 use deme_diffusion::checkpoint::resolve;
 use deme_diffusion::hub::ModelKind;
-use deme_diffusion::{LoadedModel, SamplerConfig, SamplerKind, load_pipeline, sample};
+use deme_diffusion::{LoadedModel, SamplerConfig, load_pipeline, sample};
 use deme_eval::{FeaturePart, SamplingStamp, names_hash, stream_features, write_feature_file};
 use deme_nn::to_state_dict;
 
-use crate::cli::{SampleArguments, SamplerName};
+use crate::cli::SampleArguments;
 use crate::diagnostics::Problem;
 use crate::extractors;
 use crate::feature_sets::{Collector, SAMPLES_FILE};
@@ -35,10 +35,7 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
     let loaded = load_pipeline(model, &device)?;
     let shape = picture_shape(model, &loaded)?;
     let sampler = SamplerConfig {
-        kind: match arguments.sampler {
-            SamplerName::Ddim => SamplerKind::Ddim,
-            SamplerName::Ddpm => SamplerKind::Ddpm,
-        },
+        kind: arguments.sampler.kind(),
         steps: arguments.steps,
         eta: arguments.eta,
         ..SamplerConfig::default()
@@ -46,10 +43,7 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
     let stamp = SamplingStamp {
         model: resolve(model, ModelKind::Diffusion)?.display().to_string(),
         model_hash: to_state_dict(&loaded.unet).content_hash(),
-        sampler: match arguments.sampler {
-            SamplerName::Ddim => "ddim".to_owned(),
-            SamplerName::Ddpm => "ddpm".to_owned(),
-        },
+        sampler: sampler.kind.name().to_owned(),
         steps: sampler.steps,
         eta: sampler.eta,
         guidance: None,

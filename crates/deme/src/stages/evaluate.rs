@@ -7,8 +7,7 @@ use deme_clip::{CaptionedImages, Clip, EMBEDDING_BATCH, train_tiny_clip};
 use deme_data::{Picture, PreparedImages, grid, write_png};
 use deme_decouple::{LossProbe, LossProbeConfig};
 use deme_diffusion::{
-    Denoiser, RangeEnsemble, SamplerConfig, SamplerKind, SchedulerConfig, UNet2DModel,
-    load_pipeline, sample,
+    Denoiser, RangeEnsemble, SamplerConfig, SchedulerConfig, UNet2DModel, load_pipeline, sample,
 };
 use deme_eval::{
     ClipExtractor, FeatureExtractor, FeatureStats, Measurement, Protocol, SOFTWARE,
@@ -240,7 +239,7 @@ pub fn metrics(
             reference_format: Some(IN_MEMORY.to_owned()),
             reference_count: Some(real.len() as u64),
             reference_hash: Some(plan.data.key.to_string()),
-            sampler: Some(sampler_name(sampling.sampler.kind).to_owned()),
+            sampler: Some(sampling.sampler.kind.name().to_owned()),
             steps: Some(sampling.sampler.steps),
             eta: Some(sampling.sampler.eta),
             guidance: None,
@@ -271,14 +270,6 @@ pub fn real_distance(context: &Context<'_>, plan: &Plan, folder: &Path) -> Resul
     let found =
         RealDistance { metric: frechet_metric(extractor.name()), pictures: train.len(), distance };
     write_json(&folder.join("real_distance.json"), &found)
-}
-
-/// The field's name of a sampler.
-fn sampler_name(kind: SamplerKind) -> &'static str {
-    match kind {
-        SamplerKind::Ddim => "ddim",
-        SamplerKind::Ddpm => "ddpm",
-    }
 }
 
 /// The extractor that judges: the recipe's, or the run's own CLIP as `tiny_clip`.

@@ -273,6 +273,7 @@ fn description(context: &Context<'_>, facts: &DataFacts) -> String {
         deme_data::DataConfig::Imagefolder { path, .. } => format!("folder {}", path.display()),
         deme_data::DataConfig::Cifar10 { .. } => "CIFAR-10".to_owned(),
         deme_data::DataConfig::Parquet { path, .. } => format!("Parquet {}", path.display()),
+        deme_data::DataConfig::Webdataset { path, .. } => format!("webdataset {}", path.display()),
         deme_data::DataConfig::Shapes { seed, .. } => format!("shapes drawn from seed {seed}"),
     };
     let examples = facts.examples.iter().map(|caption| format!("“{caption}”"));
