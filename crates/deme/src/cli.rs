@@ -40,6 +40,8 @@ pub enum Command {
     Inspect(InspectArguments),
     /// The Fréchet distance between two sets of pictures, on a CLIP's features
     Fd(FdArguments),
+    /// Carry out a plan of ablations: variants of a recipe, compared over seeds
+    Ablate(AblateArguments),
 }
 
 /// Where tensors live.
@@ -69,7 +71,7 @@ pub struct RunArguments {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
-    /// Override a key of the recipe, as in decouple.ranges=2; may be repeated
+    /// Override a key of the recipe, as in decouple.ranges=2 (no value takes it out); may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
     /// Stop behind this stage, as in search; --dry-run lists the stages
@@ -243,6 +245,52 @@ pub struct FdArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `deme ablate`.
+#[derive(Debug, Args)]
+pub struct AblateArguments {
+    /// A plan (.toml, .jsonl, .json#ID, .md), or the name of a shipped one
+    #[arg(required_unless_present_any = ["list_parts", "list_plans"])]
+    pub plan: Option<String>,
+    /// The recipe that is varied [default: the embedded shapes recipe]
+    #[arg(long, value_name = "RECIPE")]
+    pub recipe: Option<PathBuf>,
+    /// Override a key of the recipe for all variants (no value takes it out); may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// How many seeds, from the recipe's on: two or more give intervals
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// Metrics in place of the plan's, as in fd_tiny_clip
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME,..")]
+    pub metrics: Vec<String>,
+    /// What words of the plan mean: a part, a replacement, or a metric (none leaves it out); may be repeated
+    #[arg(long = "bind", value_name = "WORDS=MEANING")]
+    pub bindings: Vec<String>,
+    /// The folder of the results, and of the stages where --run names no other [default: ablations/ and the
+    /// plan's name in the run's folder]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The run folder whose stages are used and added to [default: --out, or a folder in runs/ called as the
+    /// recipe]
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceName,
+    /// Print the variants, what they share and what they cost, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the parts that can be ablated and how replacements are read, and stop
+    #[arg(long)]
+    pub list_parts: bool,
+    /// Print the shipped plans, and stop
+    #[arg(long)]
+    pub list_plans: bool,
+    /// Say nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 #[cfg(test)]

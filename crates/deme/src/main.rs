@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod ablation;
 mod cli;
 mod commands;
 mod diagnostics;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         cli::Command::Predict(arguments) => commands::predict::run(&arguments),
         cli::Command::Inspect(arguments) => commands::inspect::run(&arguments),
         cli::Command::Fd(arguments) => commands::fd::run(&arguments),
+        cli::Command::Ablate(arguments) => commands::ablate::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

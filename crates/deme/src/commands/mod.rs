@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod ablate;
 pub mod fd;
 pub mod inspect;
 pub mod merge;
