@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::ablation::PlanForm;
+
 /// Decouple-then-Merge for diffusion models: finetune per timestep range, merge, measure.
 #[derive(Debug, Parser)]
 #[command(name = "deme", version, arg_required_else_help = true)]
@@ -42,6 +44,8 @@ pub enum Command {
     Fd(FdArguments),
     /// Carry out a plan of ablations: variants of a recipe, compared over seeds
     Ablate(AblateArguments),
+    /// Plan ablations of what has no evidence yet
+    Plan(PlanArguments),
 }
 
 /// Where tensors live.
@@ -288,6 +292,41 @@ pub struct AblateArguments {
     /// Print the shipped plans, and stop
     #[arg(long)]
     pub list_plans: bool,
+    /// Say nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Arguments of `deme plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The recipe, a TOML file [default: the embedded shapes recipe]
+    pub recipe: Option<PathBuf>,
+    /// Override a key of the recipe (no value takes it out); may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// A folder with earlier results, ablation.json and metrics.json, at any depth [default: the run's folder in
+    /// runs/, where there is one]
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// The file of the plan [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// How the plan is written
+    #[arg(long, value_enum, default_value = "toml")]
+    pub format: PlanForm,
+    /// At most so many ablations
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub most: usize,
+    /// Ask a language model: the address of an OpenAI-compatible endpoint, as in http://localhost:8000/v1
+    #[arg(long, value_name = "URL", requires = "model")]
+    pub llm: Option<String>,
+    /// The model's name at --llm
+    #[arg(long, value_name = "NAME", requires = "llm")]
+    pub model: Option<String>,
+    /// The environment variable that holds the key for --llm; none is sent when it is not set
+    #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY")]
+    pub llm_key_env: String,
     /// Say nothing but errors
     #[arg(long, short)]
     pub quiet: bool,

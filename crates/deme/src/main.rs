@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         cli::Command::Inspect(arguments) => commands::inspect::run(&arguments),
         cli::Command::Fd(arguments) => commands::fd::run(&arguments),
         cli::Command::Ablate(arguments) => commands::ablate::run(&arguments),
+        cli::Command::Plan(arguments) => commands::plan::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

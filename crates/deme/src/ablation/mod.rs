@@ -6,17 +6,21 @@
 //! `execution` runs them in one folder and `results` says what the numbers say. `evidence` and `proposal` go the
 //! other way: from results to the next plan.
 
-mod bindings;
+pub mod bindings;
 pub mod description;
 mod error;
+pub mod evidence;
 pub mod execution;
 mod forms;
+pub mod language_model;
 pub mod metric_names;
 mod numbers_in_text;
 mod part_matching;
 mod part_readings;
 pub mod parts;
 pub mod plan;
+pub mod proposal;
+pub mod question;
 pub mod results;
 pub mod setting;
 pub mod shipped_plans;

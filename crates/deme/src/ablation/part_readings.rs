@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::numbers_in_text::{count_in, number_in, numbers_in};
 use super::part_matching::plain_words;
-use super::setting::{Current, Reading, RunRow, Setting, Unread, total_iterations};
+use super::setting::{Current, Reading, RunRow, Setting, Unread, total_iterations, written};
 use crate::recipe::{Recipe, SearchObjective};
 
 /// The grid of the weights where the recipe has none.
@@ -186,7 +186,7 @@ pub fn current_weights(recipe: &Recipe) -> Current {
 }
 
 fn comma_separated(values: &[f64]) -> String {
-    values.iter().map(f64::to_string).collect::<Vec<_>>().join(", ")
+    values.iter().copied().map(written).collect::<Vec<_>>().join(", ")
 }
 
 /// How the weights are found.
@@ -401,7 +401,7 @@ pub fn projection(recipe: &Recipe, text: &str) -> Reading {
 
 /// A weight of the consistency loss.
 pub fn consistency_of(weight: f64) -> Setting {
-    finetune_number(format!("consistency weight {weight}"), "consistency_weight", weight)
+    finetune_number(format!("consistency weight {}", written(weight)), "consistency_weight", weight)
 }
 
 /// The consistency loss.
@@ -422,7 +422,7 @@ fn number_or_switch(text: &str, on: f64) -> Result<f64, Unread> {
 
 /// A probability p.
 pub fn probability_of(p: f64) -> Setting {
-    finetune_number(format!("p = {p}"), "timestep_sampling.probability", p)
+    finetune_number(format!("p = {}", written(p)), "timestep_sampling.probability", p)
 }
 
 /// Probabilistic sampling.
@@ -472,10 +472,10 @@ pub fn ema_of(is_on: bool) -> Setting {
 pub fn ema(_: &Recipe, text: &str) -> Reading {
     match (number_in(text), switch_in(text)) {
         (Some(decay), _) => Ok(Setting {
-            label: format!("EMA decay {decay}"),
+            label: format!("EMA decay {}", written(decay)),
             overrides: vec![
                 format!("{FINETUNE}.ema.enabled=true"),
-                format!("{FINETUNE}.ema.max_decay={decay}"),
+                format!("{FINETUNE}.ema.max_decay={}", written(decay)),
             ],
             number: Some(decay),
             ..Setting::default()
@@ -504,7 +504,7 @@ pub fn weighting(_: &Recipe, text: &str) -> Reading {
         weighting.validate().map_err(|error| because(error.to_string()))?;
         let settings = format!("{{ kind = \"min_snr_gamma\", gamma = {gamma:?} }}");
         return Ok(Setting::new(
-            format!("Min-SNR-{gamma}"),
+            format!("Min-SNR-{}", written(gamma)),
             [format!("{FINETUNE}.loss_weighting={settings}")],
         ));
     }
@@ -530,7 +530,7 @@ pub fn iterations(recipe: &Recipe, text: &str) -> Reading {
 /// The learning rate.
 pub fn learning_rate(recipe: &Recipe, text: &str) -> Reading {
     let rate = scaled(text, recipe.decouple.finetune.learning_rate).ok_or(Unread::NoSense)?;
-    Ok(finetune_number(format!("rate {rate}"), "learning_rate", rate))
+    Ok(finetune_number(format!("rate {}", written(rate)), "learning_rate", rate))
 }
 
 /// The course of the learning rate.
@@ -558,7 +558,7 @@ pub fn batch_size(recipe: &Recipe, text: &str) -> Reading {
 
 /// The longest gradient.
 pub fn clipping_of(norm: f64) -> Setting {
-    finetune_number(format!("clipping norm {norm}"), "max_grad_norm", norm)
+    finetune_number(format!("clipping norm {}", written(norm)), "max_grad_norm", norm)
 }
 
 /// Gradient clipping.
@@ -568,7 +568,7 @@ pub fn clipping(_: &Recipe, text: &str) -> Reading {
 
 /// A weight decay.
 pub fn decay_of(decay: f64) -> Setting {
-    finetune_number(format!("weight decay {decay}"), "optimizer.weight_decay", decay)
+    finetune_number(format!("weight decay {}", written(decay)), "optimizer.weight_decay", decay)
 }
 
 /// Weight decay.
@@ -629,7 +629,7 @@ pub fn steps(recipe: &Recipe, text: &str) -> Reading {
 
 /// The sampler's noise.
 pub fn eta_of(eta: f64) -> Setting {
-    Setting::number(format!("eta = {eta}"), "sampling.sampler.eta", eta)
+    Setting::number(format!("eta = {}", written(eta)), "sampling.sampler.eta", eta)
 }
 
 /// DDIM's eta.
@@ -679,7 +679,7 @@ mod tests {
             ("loss_weighting", "Min-SNR-gamma", "decouple.finetune.loss_weighting={ kind = \"min_snr_gamma\", gamma = 5.0 }"),
             ("loss_weighting", "P2 weighting", "decouple.finetune.loss_weighting={ kind = \"p2\" }"),
             ("iterations", "20K", "decouple.finetune.iterations=20000"),
-            ("learning_rate", "1e-5", "decouple.finetune.learning_rate=0.00001"),
+            ("learning_rate", "1e-5", "decouple.finetune.learning_rate=1e-5"),
             ("learning_rate", "half", "decouple.finetune.learning_rate=0.0001"),
             ("lr_schedule", "Cosine decay", "decouple.finetune.lr_schedule.kind=cosine"),
             ("sampler", "DDPM", "sampling.sampler.kind=ddpm"),

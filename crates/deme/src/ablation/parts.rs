@@ -7,7 +7,7 @@
 use crate::recipe::Recipe;
 
 use super::part_readings as readings;
-use super::setting::{Current, Reading, Setting};
+use super::setting::{Current, Reading, Setting, written};
 
 /// A part of the method.
 pub struct Part {
@@ -195,7 +195,7 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |recipe| {
             let weight = recipe.decouple.finetune.consistency_weight;
-            Current::number(format!("weight {weight}"), weight)
+            Current::number(format!("weight {}", written(weight)), weight)
         },
         worth: &["0", "0.5", "2"],
         tells: (8, "whether staying near the pretrained model helps the experts to merge"),
@@ -227,7 +227,7 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |recipe| {
             let p = recipe.decouple.finetune.timestep_sampling.probability;
-            Current::number(format!("p = {p}"), p)
+            Current::number(format!("p = {}", written(p)), p)
         },
         worth: &["0", "0.1", "0.3", "0.5", "1"],
         tells: (7, "how much of the other ranges an expert must see"),
@@ -241,7 +241,7 @@ pub static PARTS: &[Part] = &[
             "merging model",
             "merging stage",
             "merging step",
-            "merging finetuned",
+            "merging finetuning",
             "merging parameter",
             "merging vs ensemble",
             "model ensemble",
@@ -379,7 +379,7 @@ pub static PARTS: &[Part] = &[
         current: |recipe| {
             let ema = &recipe.decouple.finetune.ema;
             match ema.enabled {
-                true => Current::number(format!("decay {}", ema.max_decay), ema.max_decay),
+                true => Current::number(format!("decay {}", written(ema.max_decay)), ema.max_decay),
                 false => Current::text("off"),
             }
         },
@@ -466,7 +466,7 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |recipe| {
             let rate = recipe.decouple.finetune.learning_rate;
-            Current::number(format!("rate {rate}"), rate)
+            Current::number(format!("rate {}", written(rate)), rate)
         },
         worth: &["half", "double"],
         tells: (5, "whether the comparison hangs on a rate that suits one side"),
@@ -525,7 +525,7 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |recipe| {
             let norm = recipe.decouple.finetune.max_grad_norm;
-            Current::number(format!("norm {norm}"), norm)
+            Current::number(format!("norm {}", written(norm)), norm)
         },
         worth: &["off"],
         tells: (1, "whether clipping matters at this size"),
@@ -549,7 +549,7 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |recipe| {
             let decay = recipe.decouple.finetune.optimizer.weight_decay;
-            Current::number(format!("decay {decay}"), decay)
+            Current::number(format!("decay {}", written(decay)), decay)
         },
         worth: &["off"],
         tells: (1, "whether decay matters at this size"),
@@ -579,8 +579,8 @@ pub static PARTS: &[Part] = &[
         id: "pretrained",
         title: "the pretrained model that the experts start from",
         keys: "pretrained.from",
-        phrases: &["pretrained model", "initialisation", "starting model", "base model", "backbone"],
-        weak_phrases: &["pretrained"],
+        phrases: &["initialisation", "starting model", "start from", "backbone"],
+        weak_phrases: &["pretrained", "base model"],
         aspect_of: &[],
         switch: None,
         reads: "a diffusers folder, or hub:owner/name",
@@ -677,7 +677,7 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |recipe| {
             let eta = recipe.sampling.sampler.eta;
-            Current::number(format!("eta = {eta}"), eta)
+            Current::number(format!("eta = {}", written(eta)), eta)
         },
         worth: &["1"],
         tells: (1, "whether added noise hides the difference"),

@@ -60,7 +60,7 @@ impl Setting {
 
     /// A number of the recipe.
     pub fn number(label: impl Into<String>, key: &str, number: f64) -> Self {
-        let setting = Self::new(label, [format!("{key}={number}")]);
+        let setting = Self::new(label, [format!("{key}={}", written(number))]);
         Self { number: Some(number), ..setting }
     }
 
@@ -128,6 +128,14 @@ pub enum Unread {
 
 /// A replacement as settings.
 pub type Reading = Result<Setting, Unread>;
+
+/// A number as TOML and labels write it: whole ones without a point, very large and small ones with an exponent.
+pub fn written(number: f64) -> String {
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => format!("{}", number as i64),
+        false => format!("{number:?}"),
+    }
+}
 
 /// The recipe's total of finetuning iterations.
 pub fn total_iterations(recipe: &Recipe) -> u64 {

@@ -4,6 +4,7 @@ pub mod ablate;
 pub mod fd;
 pub mod inspect;
 pub mod merge;
+pub mod plan;
 pub mod predict;
 pub mod run;
 pub mod sample;

@@ -67,7 +67,7 @@ pub fn read_plans(
     }
 }
 
-/// Fields that a planner adds of its own are let pass.
+/// Fields that a planner adds of its own are let pass; a `reason` is kept.
 fn entry(place: &str, value: Value) -> Result<PlanEntry, AblationError> {
     let Value::Object(mut fields) = value else {
         let reason = "it is no object".to_owned();
@@ -78,6 +78,7 @@ fn entry(place: &str, value: Value) -> Result<PlanEntry, AblationError> {
         _ => None,
     };
     let (name, part, action) = (text("name"), text("ablated_part"), text("action"));
+    let reason = text("reason");
     let replacement = match fields.remove("replacement") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(values)) => values,
@@ -90,10 +91,10 @@ fn entry(place: &str, value: Value) -> Result<PlanEntry, AblationError> {
         }
         _ => Vec::new(),
     };
-    Draft { name, part, action, replacement, metrics, reason: None }.finish(place)
+    Draft { name, part, action, replacement, metrics, reason }.finish(place)
 }
 
-/// The plan, one object a line. A reason has no place in this form.
+/// The plan, one object a line. AblationBench's objects have no reason.
 pub fn write(plan: &AblationPlan) -> String {
     let line = |entry: &PlanEntry| {
         let mut fields = Map::new();
