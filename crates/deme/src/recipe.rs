@@ -537,7 +537,8 @@ mod tests {
 
     #[test]
     fn an_override_without_a_value_takes_the_key_out() {
-        let recipe = shapes(&["merge.weights=[0.1, 0.2, 0.3, 0.4]", "merge.weights=", "merge.landscape="]);
+        let recipe =
+            shapes(&["merge.weights=[0.1, 0.2, 0.3, 0.4]", "merge.weights=", "merge.landscape="]);
         let recipe = recipe.unwrap();
         assert!(recipe.merge.weights.is_none() && recipe.merge.landscape.is_none());
         assert!(shapes(&["merge.groups="]).is_ok(), "what is not there can be taken out");

@@ -39,7 +39,12 @@ impl Place {
 
     /// A plan of one entry.
     fn refuses_entry(&self, fields: &str, arguments: &[&str], words: &[&str]) {
-        self.refuses("plan.toml", &format!("[[ablation]]\nname = \"A\"\n{fields}"), arguments, words);
+        self.refuses(
+            "plan.toml",
+            &format!("[[ablation]]\nname = \"A\"\n{fields}"),
+            arguments,
+            words,
+        );
     }
 }
 
@@ -58,7 +63,12 @@ fn files_that_are_no_plans() {
     place.refuses("plan.toml", "[[ablation]]\nnmae = \"A\"\n", &[], &["the plan is wrong", "nmae"]);
     let plans = format!("{{\"a\": {{\"predictions\": {LINE:?}}}, \"b\": {{}}}}");
     place.refuses("plans.json", &plans, &[], &["the plans of a, b", "plans.json#a"]);
-    place.refuses("plan.jsonl", &format!("{LINE}\n{LINE}\n"), &[], &["two ablations are called “A”"]);
+    place.refuses(
+        "plan.jsonl",
+        &format!("{LINE}\n{LINE}\n"),
+        &[],
+        &["two ablations are called “A”"],
+    );
     let no_action = LINE.replace("\"action\": \"REMOVE\", ", "");
     place.refuses("plan.jsonl", &no_action, &[], &["line 1: there is no action"]);
     let modify = LINE.replace("REMOVE", "MODIFY");
@@ -100,8 +110,16 @@ fn actions_that_do_not_fit_the_recipe() {
         &[],
         &["the recipe has no loss_weighting", "ADD"],
     );
-    place.refuses_entry(&entry("learning rate", "REMOVE"), &[], &["only be REPLACEd", "as in 5e-5"]);
-    place.refuses_entry(&entry("ranges", "REPLACE"), &[], &["REPLACE needs a replacement", "N = 4"]);
+    place.refuses_entry(
+        &entry("learning rate", "REMOVE"),
+        &[],
+        &["only be REPLACEd", "as in 5e-5"],
+    );
+    place.refuses_entry(
+        &entry("ranges", "REPLACE"),
+        &[],
+        &["REPLACE needs a replacement", "N = 4"],
+    );
     let with = format!("{}replacement = [\"off\"]\n", entry("ema", "REMOVE"));
     place.refuses_entry(&with, &[], &["REMOVE has no replacement, but there is “off”"]);
 }
@@ -129,7 +147,11 @@ fn replacements_that_cannot_be() {
         &[],
         &["variant “N = 101”", "decouple.ranges = 101", "between 1 and 100"],
     );
-    place.refuses_entry(&replace("probability", "[1.5]"), &[], &["variant “p = 1.5”", "from 0 to 1"]);
+    place.refuses_entry(
+        &replace("probability", "[1.5]"),
+        &[],
+        &["variant “p = 1.5”", "from 0 to 1"],
+    );
     place.refuses_entry(
         &replace("weights", "[\"gradient search\"]"),
         &[],
@@ -166,7 +188,12 @@ fn metrics_that_cannot_be_had() {
     place.refuses_name(
         "merging-weights.md",
         &[],
-        &["FID cannot be measured", "gives fd_tiny_clip", "--metrics fd_tiny_clip", "--bind \"FID=none\""],
+        &[
+            "FID cannot be measured",
+            "gives fd_tiny_clip",
+            "--metrics fd_tiny_clip",
+            "--bind \"FID=none\"",
+        ],
     );
     let bind_one = ["--bind", "FID=fd_tiny_clip"];
     place.refuses_name("merging-weights.md", &bind_one, &["CLIP Score cannot be measured"]);

@@ -128,8 +128,7 @@ fn read_request(stream: &TcpStream) -> (Vec<String>, Value) {
     (head, serde_json::from_slice(&body).unwrap())
 }
 
-const STREAM_HEAD: &str =
-    "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nconnection: close\r\n\r\n";
+const STREAM_HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\nconnection: close\r\n\r\n";
 
 /// A streamed answer, an event for every few characters, cut into packets at odd places.
 fn streamed(answer: &str, ending: &str) -> Vec<Vec<u8>> {
@@ -197,7 +196,10 @@ fn a_streaming_model_is_asked_with_recipe_parts_and_key() {
     let server = Server::answering(streamed(ANSWER, DONE));
     let mut command = place.ask(&server.url);
     let text = stdout(command.args(["--format", "toml"]));
-    assert!(text.contains("name = \"Sans EMA – é\"") && text.contains("reason = \"0.3 ± 0.1\""), "{text}");
+    assert!(
+        text.contains("name = \"Sans EMA – é\"") && text.contains("reason = \"0.3 ± 0.1\""),
+        "{text}"
+    );
     assert!(text.contains("replacement = [0, \"0.5\"]"), "{text}");
 
     let (head, body) = server.request();
@@ -205,7 +207,12 @@ fn a_streaming_model_is_asked_with_recipe_parts_and_key() {
     assert!(head.contains(&"authorization: bearer secret".to_owned()), "{head:?}");
     assert_eq!((&body["model"], &body["stream"]), (&json!("small-one"), &json!(true)));
     let question = body["messages"][1]["content"].as_str().unwrap();
-    for word in ["[decouple.finetune]", "- consistency_loss: ", "fd_tiny_clip", "REMOVE leaves no projection"] {
+    for word in [
+        "[decouple.finetune]",
+        "- consistency_loss: ",
+        "fd_tiny_clip",
+        "REMOVE leaves no projection",
+    ] {
         assert!(question.contains(word), "no {word:?} in {question}");
     }
 }
@@ -232,7 +239,8 @@ fn endpoints_that_fail_are_named_with_what_they_said() {
     let overloaded = "data: {\"error\": {\"message\": \"overloaded\"}}\n\n";
     place.refuses(streamed("", overloaded), &["gave no answer: overloaded"]);
     place.refuses(streamed("", DONE), &["the answer is empty"]);
-    let limit = "data: {\"choices\": [{\"delta\": {}, \"finish_reason\": \"length\"}]}\n\ndata: [DONE]\n\n";
+    let limit =
+        "data: {\"choices\": [{\"delta\": {}, \"finish_reason\": \"length\"}]}\n\ndata: [DONE]\n\n";
     place.refuses(streamed(ANSWER, limit), &["cut off by the model's limit"]);
     // Nobody listens at a port that was just given back.
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -248,7 +256,8 @@ fn an_answer_that_is_no_plan_is_shown() {
         &["no plan for this recipe", "holds no ablation", "I would rather write a poem."],
     );
     let unknown = ANSWER.replace("\"ema\"", "\"the flavour\"");
-    place.refuses(streamed(&unknown, DONE), &["no part of the recipe is “the flavour”", "Sans EMA"]);
+    place
+        .refuses(streamed(&unknown, DONE), &["no part of the recipe is “the flavour”", "Sans EMA"]);
     let impossible = ANSWER.replace("\"0.5\"", "\"1.5\"");
     place.refuses(streamed(&impossible, DONE), &["variant “p = 1.5”", "from 0 to 1"]);
     let metric = ANSWER.replace("\"FD\"", "\"FID\"");

@@ -25,8 +25,9 @@ impl Bindings {
     /// [`AblationError::BadBind`].
     pub fn read(entries: &[String]) -> Result<Self, AblationError> {
         let pairs = entries.iter().map(|entry| {
-            let (text, word) =
-                entry.rsplit_once('=').ok_or_else(|| AblationError::BadBind { text: entry.clone() })?;
+            let (text, word) = entry
+                .rsplit_once('=')
+                .ok_or_else(|| AblationError::BadBind { text: entry.clone() })?;
             let (text, word) = (text.trim().to_owned(), word.trim().to_owned());
             Ok(Binding { text, word, used: Cell::new(false) })
         });

@@ -137,12 +137,14 @@ fn describe_stages(text: &mut String, planned: &Planned<'_>) {
             }
         }
     }
-    let _ = writeln!(text, "\n{:<14}{:>10}{:>12}{:>10}", "stages", "needed", "different", "finished");
+    let _ =
+        writeln!(text, "\n{:<14}{:>10}{:>12}{:>10}", "stages", "needed", "different", "finished");
     for name in &kinds {
         let Kind { keys, asked, finished } = &by_kind[name];
         let _ = writeln!(text, "{name:<14}{asked:>10}{:>12}{finished:>10}", keys.len());
     }
-    let _ = writeln!(text, "\n{:<24}{:>14}{:>14}{:>14}", "cost", "each alone", "shared", "left to do");
+    let _ =
+        writeln!(text, "\n{:<24}{:>14}{:>14}{:>14}", "cost", "each alone", "shared", "left to do");
     for (name, part) in [
         ("training iterations", (|cost| cost.iterations) as fn(StageCost) -> u64),
         ("generated images", |cost| cost.images),

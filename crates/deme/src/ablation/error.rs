@@ -64,7 +64,9 @@ pub enum AblationError {
     },
     /// An entry lacks something.
     #[error("{place}: there is no {field}")]
-    #[diagnostic(help("an entry has a name, an ablated part, an action, and mostly replacements and metrics"))]
+    #[diagnostic(help(
+        "an entry has a name, an ablated part, an action, and mostly replacements and metrics"
+    ))]
     MissingField {
         /// Where the entry stands.
         place: String,
@@ -125,7 +127,9 @@ pub enum AblationError {
     },
     /// Words that mean something no recipe can change.
     #[error("“{entry}”: “{text}” cannot be ablated here: {reason}")]
-    #[diagnostic(help("--list-parts shows what can be; --bind \"{text}=PART\" says that one of them is meant"))]
+    #[diagnostic(help(
+        "--list-parts shows what can be; --bind \"{text}=PART\" says that one of them is meant"
+    ))]
     NotHere {
         /// The entry.
         entry: String,
@@ -160,7 +164,9 @@ pub enum AblationError {
     },
     /// REMOVE of what is not there.
     #[error("“{entry}”: the recipe has no {part}: {current}")]
-    #[diagnostic(help("write ADD to put it in, or put it into the recipe with --set and REMOVE it from there"))]
+    #[diagnostic(help(
+        "write ADD to put it in, or put it into the recipe with --set and REMOVE it from there"
+    ))]
     AlreadyAbsent {
         /// The entry.
         entry: String,
@@ -193,7 +199,9 @@ pub enum AblationError {
     },
     /// A replacement that makes no sense.
     #[error("“{entry}”: “{text}” is no {part}{}", reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default())]
-    #[diagnostic(help("{part} is read as: {reads}. Or say what is meant, as in --bind \"{text}=WORDS\""))]
+    #[diagnostic(help(
+        "{part} is read as: {reads}. Or say what is meant, as in --bind \"{text}=WORDS\""
+    ))]
     UnreadableReplacement {
         /// The entry.
         entry: String,
@@ -208,7 +216,9 @@ pub enum AblationError {
     },
     /// Two parts of a combination that want different rows of a run.
     #[error("“{entry}”: “{text}” asks for two models at once")]
-    #[diagnostic(help("ranges, weights, merging and finetuning may each choose the model that is measured: name one"))]
+    #[diagnostic(help(
+        "ranges, weights, merging and finetuning may each choose the model that is measured: name one"
+    ))]
     TwoRows {
         /// The entry.
         entry: String,
@@ -264,7 +274,9 @@ pub enum AblationError {
     },
     /// No metric is left.
     #[error("“{entry}”: nothing is left to measure")]
-    #[diagnostic(help("bind one of its metrics to something that the run gives, or say --metrics NAME"))]
+    #[diagnostic(help(
+        "bind one of its metrics to something that the run gives, or say --metrics NAME"
+    ))]
     NoMetric {
         /// The entry.
         entry: String,
@@ -318,7 +330,9 @@ pub enum AblationError {
     NothingToPropose,
     /// The endpoint of a language model cannot be reached, or refuses.
     #[error("the model at {url} gave no answer: {reason}")]
-    #[diagnostic(help("check the address, the model's name and the key in {key_variable}; without --llm the plan is made here"))]
+    #[diagnostic(help(
+        "check the address, the model's name and the key in {key_variable}; without --llm the plan is made here"
+    ))]
     NoAnswer {
         /// Where.
         url: String,

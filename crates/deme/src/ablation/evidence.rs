@@ -118,7 +118,10 @@ fn ablation(path: &Path, value: &Value) -> Result<AblationResults, AblationError
     match value["schema_version"].as_u64() {
         Some(version) if version == u64::from(SCHEMA_VERSION) => {}
         Some(version) => {
-            return Err(bad(path, format!("its format is {version}, this program reads {SCHEMA_VERSION}")));
+            return Err(bad(
+                path,
+                format!("its format is {version}, this program reads {SCHEMA_VERSION}"),
+            ));
         }
         None => return Err(bad(path, "it has no schema_version")),
     }
@@ -144,7 +147,9 @@ fn run(path: &Path, value: &Value) -> Result<RunFacts, AblationError> {
         };
         facts.metric = name.to_owned();
         facts.lower_is_better = metric["lower_is_better"].as_bool().unwrap_or(true);
-        let weights = row["weights"].as_array().and_then(|weights| weights.iter().map(Value::as_f64).collect());
+        let weights = row["weights"]
+            .as_array()
+            .and_then(|weights| weights.iter().map(Value::as_f64).collect());
         facts.rows.push(RowFacts {
             id: id.to_owned(),
             value,

@@ -158,7 +158,8 @@ impl<'a> Planned<'a> {
                     let run = match runs.get(&key) {
                         Some(run) => Rc::clone(run),
                         None => {
-                            let planned = planned_run(understood, variant, repetition, &context, root);
+                            let planned =
+                                planned_run(understood, variant, repetition, &context, root);
                             let run = Rc::new(planned.map_err(|p| blame(ablation, variant, p))?);
                             runs.insert(key, Rc::clone(&run));
                             run

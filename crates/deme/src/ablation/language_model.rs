@@ -72,7 +72,9 @@ impl Endpoint<'_> {
             whole(&mut reader, status.as_u16()).inspect(|answer| heard(answer))
         };
         match answer {
-            Ok(answer) if answer.trim().is_empty() => Err(self.silent("the answer is empty".into())),
+            Ok(answer) if answer.trim().is_empty() => {
+                Err(self.silent("the answer is empty".into()))
+            }
             Ok(answer) => Ok(answer),
             Err(reason) => Err(self.silent(reason)),
         }
@@ -187,11 +189,13 @@ pub fn plan_in(name: &str, answer: &str) -> Result<AblationPlan, AblationError> 
     let text = if fenced.is_empty() { answer.to_owned() } else { fenced };
     let is_object = |line: &&str| line.trim_start().starts_with('{');
     let objects: Vec<&str> = text.lines().filter(is_object).collect();
-    let read = |ending: &str, text: &str| AblationPlan::read(&format!("{name}.{ending}"), text, None);
+    let read =
+        |ending: &str, text: &str| AblationPlan::read(&format!("{name}.{ending}"), text, None);
     if text.contains("[[ablation]]") {
         return read("toml", &text);
     }
-    if text.trim_start().starts_with('[') || (objects.len() == 1 && text.trim_end().ends_with('}')) {
+    if text.trim_start().starts_with('[') || (objects.len() == 1 && text.trim_end().ends_with('}'))
+    {
         // A list of objects, or one over several lines.
         if let Ok(plan) = read("json", text.trim()) {
             return Ok(plan);
@@ -223,7 +227,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const LINE: &str = r#"{"name": "A", "ablated_part": "ema", "action": "REMOVE", "metrics": ["FID"]}"#;
+    const LINE: &str =
+        r#"{"name": "A", "ablated_part": "ema", "action": "REMOVE", "metrics": ["FID"]}"#;
 
     #[test]
     fn a_plan_is_found_in_an_answer() {
@@ -263,7 +268,12 @@ mod tests {
         let piece = "data: {\"choices\":[{\"delta\":{\"content\":\"one\"}}]}\n\n";
         for (stream, word) in [
             (piece.to_owned(), "broke off after 3 bytes"),
-            (format!("{piece}data: {{\"choices\":[{{\"delta\":{{}},\"finish_reason\":\"length\"}}]}}\n"), "limit"),
+            (
+                format!(
+                    "{piece}data: {{\"choices\":[{{\"delta\":{{}},\"finish_reason\":\"length\"}}]}}\n"
+                ),
+                "limit",
+            ),
             (format!("{piece}data: {{\"error\":{{\"message\":\"overloaded\"}}}}\n"), "overloaded"),
             (format!("{piece}data: nonsense\n"), "nonsense"),
         ] {

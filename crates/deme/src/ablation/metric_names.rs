@@ -101,7 +101,11 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn metrics(asked: &[&str], given: &[&str], bind: &[&str]) -> Result<Vec<Metric>, AblationError> {
+    fn metrics(
+        asked: &[&str],
+        given: &[&str],
+        bind: &[&str],
+    ) -> Result<Vec<Metric>, AblationError> {
         let own = |texts: &[&str]| texts.iter().map(|s| (*s).to_owned()).collect::<Vec<String>>();
         metrics_of("entry", &own(asked), &own(given), &Bindings::read(&own(bind)).unwrap())
     }
@@ -114,7 +118,10 @@ mod tests {
     fn the_names_people_use_are_known() {
         let all = ["fd_tiny_clip", "fid", "clip_score"];
         assert_eq!(names(&["FID", "CLIP Score"], &all, &[]), ["fid", "clip_score"]);
-        assert_eq!(names(&["Fréchet Inception Distance", "CLIPScore"], &all, &[]), ["fid", "clip_score"]);
+        assert_eq!(
+            names(&["Fréchet Inception Distance", "CLIPScore"], &all, &[]),
+            ["fid", "clip_score"]
+        );
         assert_eq!(names(&["Fréchet distance"], &["fd_tiny_clip"], &[]), ["fd_tiny_clip"]);
         assert_eq!(names(&[], &all, &[]), all);
         let directions: Vec<bool> =

@@ -112,9 +112,10 @@ fn nearest_parts(text: &str, words: &BTreeSet<String>) -> Vec<&'static Part> {
         .iter()
         .map(|part| {
             let own = own_words(part);
-            let shared = words.iter().filter(|word| word.len() > 3).filter(|word| {
-                own.iter().any(|own| strsim::jaro_winkler(own, word) >= MISSPELT)
-            });
+            let shared = words
+                .iter()
+                .filter(|word| word.len() > 3)
+                .filter(|word| own.iter().any(|own| strsim::jaro_winkler(own, word) >= MISSPELT));
             let likeness = strsim::jaro_winkler(&lower, part.id)
                 .max(strsim::jaro_winkler(&lower, &part.title.to_lowercase()));
             (shared.count() as f64 + likeness, part)

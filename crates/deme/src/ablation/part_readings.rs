@@ -75,10 +75,8 @@ pub fn ranges(recipe: &Recipe, text: &str) -> Reading {
         return Ok(Setting { number: Some(n as f64), ..Setting::new(label, []) });
     }
     let per_range = ((total as f64 / n as f64).round() as u64).max(1);
-    let mut overrides = vec![
-        format!("decouple.ranges={n}"),
-        format!("decouple.finetune.iterations={per_range}"),
-    ];
+    let mut overrides =
+        vec![format!("decouple.ranges={n}"), format!("decouple.finetune.iterations={per_range}")];
     if recipe.merge.landscape.is_some() {
         // Its plane may lie over experts that are not there; only reports show it.
         overrides.push("merge.landscape=".to_owned());
@@ -97,7 +95,8 @@ pub fn ranges(recipe: &Recipe, text: &str) -> Reading {
     }
     setting.overrides = overrides;
     setting.number = Some(n as f64);
-    let note = format!("{per_range} iterations per range, {} in all (the recipe: {total})", per_range * n);
+    let note =
+        format!("{per_range} iterations per range, {} in all (the recipe: {total})", per_range * n);
     Ok(setting.with_note(note))
 }
 
@@ -109,7 +108,9 @@ pub fn no_ranges(recipe: &Recipe) -> Setting {
     }
     let total = total_iterations(recipe);
     setting.number = Some(1.0);
-    setting.with_note(format!("one model on all timesteps for {total} iterations, no technique of DeMe"))
+    setting.with_note(format!(
+        "one model on all timesteps for {total} iterations, no technique of DeMe"
+    ))
 }
 
 /// The pretrained model.
@@ -202,7 +203,9 @@ pub fn weights(recipe: &Recipe, text: &str) -> Reading {
         return Ok(uniform());
     }
     if says("bayes") {
-        return Err(because("there is no Bayesian search here; quadratic_model and cma_es are its like"));
+        return Err(because(
+            "there is no Bayesian search here; quadratic_model and cma_es are its like",
+        ));
     }
     for (is_meant, name) in [
         (says("cma"), "cma_es"),
@@ -219,7 +222,9 @@ pub fn weights(recipe: &Recipe, text: &str) -> Reading {
         return Err(because("say “random search” for the best of random weights"));
     }
     let of_recipe = match &recipe.merge.search {
-        search @ (SearchConfig::Grid(_) | SearchConfig::CoordinateGrid(_)) => Some(strategy(search)),
+        search @ (SearchConfig::Grid(_) | SearchConfig::CoordinateGrid(_)) => {
+            Some(strategy(search))
+        }
         _ => None,
     };
     if words == ["grid"] || says("full grid") || has("exhaustive") || has("combination") {
@@ -278,7 +283,10 @@ fn searched(recipe: &Recipe, name: &str) -> Setting {
     let size = u64::try_from(search.size(recipe.decouple.ranges)).unwrap_or(u64::MAX);
     let budget = size.clamp(*EVALUATIONS.start(), *EVALUATIONS.end());
     let (settings, note) = match name {
-        "grid" => (format!("values = {values:?}"), format!("all combinations of {}", comma_separated(&values))),
+        "grid" => (
+            format!("values = {values:?}"),
+            format!("all combinations of {}", comma_separated(&values)),
+        ),
         "coordinate_grid" => (
             format!("values = {values:?}, rounds = 2"),
             format!("two rounds over {}", comma_separated(&values)),
@@ -326,19 +334,16 @@ pub fn objective(recipe: &Recipe, text: &str) -> Reading {
     let (name, settings) = match (by_loss, by_distance) {
         (true, false) => ("loss", format!("images = {loss_images}")),
         (false, true) => ("frechet", format!("images = {images}{steps}")),
-        (true, true) => (
-            "loss-then-frechet",
-            format!("loss_images = {loss_images}, images = {images}{steps}"),
-        ),
+        (true, true) => {
+            ("loss-then-frechet", format!("loss_images = {loss_images}, images = {images}{steps}"))
+        }
         (false, false) => return Err(Unread::NoSense),
     };
     if current_objective(recipe).text == name {
         return Ok(Setting::new(name, []));
     }
-    let mut setting = Setting::new(
-        name,
-        [format!("merge.objective={{ kind = \"{name}\", {settings} }}")],
-    );
+    let mut setting =
+        Setting::new(name, [format!("merge.objective={{ kind = \"{name}\", {settings} }}")]);
     if recipe.merge.weights.is_some() {
         setting.overrides.push("merge.weights=".to_owned());
     }
@@ -514,7 +519,10 @@ pub fn weighting(_: &Recipe, text: &str) -> Reading {
         Ok(weighting_of("truncated_snr"))
     } else if plain.contains("p2") {
         Ok(weighting_of("p2"))
-    } else if plain.contains("uniform") || plain.contains("constant") || switch_in(text) == Some(false) {
+    } else if plain.contains("uniform")
+        || plain.contains("constant")
+        || switch_in(text) == Some(false)
+    {
         Ok(weighting_of("uniform"))
     } else {
         Err(Unread::NoSense)
@@ -664,20 +672,52 @@ mod tests {
         }
         for (id, text, expected) in [
             ("probability", "30%", "decouple.finetune.timestep_sampling.probability=0.3"),
-            ("probability", "always the own range (p = 0)", "decouple.finetune.timestep_sampling.probability=0"),
+            (
+                "probability",
+                "always the own range (p = 0)",
+                "decouple.finetune.timestep_sampling.probability=0",
+            ),
             ("consistency_loss", "no consistency loss", "decouple.finetune.consistency_weight=0"),
             ("consistency_loss", "with consistency loss", "decouple.finetune.consistency_weight=1"),
             ("consistency_loss", "lambda = 0.5", "decouple.finetune.consistency_weight=0.5"),
             ("projection", "without projection", "decouple.finetune.projection=none"),
             ("projection", "the paper's placement", "decouple.finetune.projection=block"),
             ("projection", "on", "decouple.finetune.projection=folded"),
-            ("draws", "one draw per sample", "decouple.finetune.timestep_sampling.granularity=sample"),
-            ("antithetic", "independent timesteps", "decouple.finetune.timestep_sampling.antithetic=false"),
-            ("loss_weighting", "SNR+1", "decouple.finetune.loss_weighting={ kind = \"snr_plus_one\" }"),
-            ("loss_weighting", "Truncated SNR", "decouple.finetune.loss_weighting={ kind = \"truncated_snr\" }"),
-            ("loss_weighting", "Min-SNR-3", "decouple.finetune.loss_weighting={ kind = \"min_snr_gamma\", gamma = 3.0 }"),
-            ("loss_weighting", "Min-SNR-gamma", "decouple.finetune.loss_weighting={ kind = \"min_snr_gamma\", gamma = 5.0 }"),
-            ("loss_weighting", "P2 weighting", "decouple.finetune.loss_weighting={ kind = \"p2\" }"),
+            (
+                "draws",
+                "one draw per sample",
+                "decouple.finetune.timestep_sampling.granularity=sample",
+            ),
+            (
+                "antithetic",
+                "independent timesteps",
+                "decouple.finetune.timestep_sampling.antithetic=false",
+            ),
+            (
+                "loss_weighting",
+                "SNR+1",
+                "decouple.finetune.loss_weighting={ kind = \"snr_plus_one\" }",
+            ),
+            (
+                "loss_weighting",
+                "Truncated SNR",
+                "decouple.finetune.loss_weighting={ kind = \"truncated_snr\" }",
+            ),
+            (
+                "loss_weighting",
+                "Min-SNR-3",
+                "decouple.finetune.loss_weighting={ kind = \"min_snr_gamma\", gamma = 3.0 }",
+            ),
+            (
+                "loss_weighting",
+                "Min-SNR-gamma",
+                "decouple.finetune.loss_weighting={ kind = \"min_snr_gamma\", gamma = 5.0 }",
+            ),
+            (
+                "loss_weighting",
+                "P2 weighting",
+                "decouple.finetune.loss_weighting={ kind = \"p2\" }",
+            ),
             ("iterations", "20K", "decouple.finetune.iterations=20000"),
             ("learning_rate", "1e-5", "decouple.finetune.learning_rate=1e-5"),
             ("learning_rate", "half", "decouple.finetune.learning_rate=0.0001"),
@@ -699,7 +739,10 @@ mod tests {
         assert!(overrides("4").is_empty());
         assert_eq!(overrides("8")[..2], ["decouple.ranges=8", "decouple.finetune.iterations=175"]);
         let one = read("ranges", "N = 1");
-        assert_eq!((one.overrides[1].as_str(), one.row), ("decouple.finetune.iterations=1400", Some(RunRow::Expert(0))));
+        assert_eq!(
+            (one.overrides[1].as_str(), one.row),
+            ("decouple.finetune.iterations=1400", Some(RunRow::Expert(0)))
+        );
         let given = shapes(&["merge.weights=[0.1, 0.1, 0.2, 0.5]"]);
         assert!(matches!(ranges(&given, "8"), Err(Unread::Because(_))));
         assert!(matches!(ranges(&given, "0"), Err(Unread::Because(_))));

@@ -170,9 +170,7 @@ pub static PARTS: &[Part] = &[
         reads: "none, block (the paper's placement) or folded",
         read: readings::projection,
         takes_number_lists: false,
-        current: |recipe| {
-            Current::text(readings::snake_name(&recipe.decouple.finetune.projection))
-        },
+        current: |recipe| Current::text(readings::snake_name(&recipe.decouple.finetune.projection)),
         worth: &["none", "block", "folded"],
         tells: (8, "what the projection adds, and whether folding it costs anything"),
     },
@@ -475,7 +473,12 @@ pub static PARTS: &[Part] = &[
         id: "lr_schedule",
         title: "the course of the learning rate",
         keys: "decouple.finetune.lr_schedule.kind",
-        phrases: &["learning rate schedule", "lr schedule", "learning rate decay", "cosine schedule"],
+        phrases: &[
+            "learning rate schedule",
+            "lr schedule",
+            "learning rate decay",
+            "cosine schedule",
+        ],
         weak_phrases: &[],
         aspect_of: &["learning_rate"],
         switch: None,
@@ -701,18 +704,38 @@ pub static PARTS: &[Part] = &[
         takes_number_lists: false,
         current: |_| Current::text("decoupled and merged"),
         worth: &["before", "joint"],
-        tells: (7, "whether DeMe beats the pretrained model, and the same iterations spent on one model"),
+        tells: (
+            7,
+            "whether DeMe beats the pretrained model, and the same iterations spent on one model",
+        ),
     },
 ];
 
 /// What people name that no recipe can change, and why: words that a text must all hold.
 pub static NOT_HERE: &[(&[&str], &str)] = &[
     (
-        &["partition", "non uniform", "nonuniform", "unequal", "snr range", "range width", "range boundary"],
+        &[
+            "partition",
+            "non uniform",
+            "nonuniform",
+            "unequal",
+            "snr range",
+            "range width",
+            "range boundary",
+        ],
         "a recipe cuts the timesteps into ranges of equal length only",
     ),
     (
-        &["merging method", "merging algorithm", "merging operator", "tie", "dare", "slerp", "fisher", "regmean"],
+        &[
+            "merging method",
+            "merging algorithm",
+            "merging operator",
+            "tie",
+            "dare",
+            "slerp",
+            "fisher",
+            "regmean",
+        ],
         "a recipe merges by theta + sum_i w_i tau_i only; other methods are `deme merge`'s (--list-methods)",
     ),
     (&["optimizer", "optimiser", "adam", "adamw", "sgd"], "a recipe trains with AdamW only"),
@@ -726,7 +749,10 @@ pub static NOT_HERE: &[(&[&str], &str)] = &[
         &["dataset", "training data", "data set", "split", "resolution"],
         "all variants have the same pictures; give another recipe to compare data",
     ),
-    (&["architecture", "unet", "transformer", "attention"], "all variants have the pretrained network"),
+    (
+        &["architecture", "unet", "transformer", "attention"],
+        "all variants have the pretrained network",
+    ),
     (&["seed"], "seeds are repetitions, not variants: --seeds K"),
 ];
 

@@ -115,8 +115,7 @@ impl AblationPlan {
             }
             .into());
         }
-        let text =
-            std::fs::read_to_string(path).map_err(|e| Problem::read(Path::new(path), e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| Problem::read(Path::new(path), e))?;
         Ok(Self::read(path, &text, id)?)
     }
 
@@ -197,7 +196,12 @@ mod tests {
             name: "mine".to_owned(),
             source: "mine.toml".to_owned(),
             entries: vec![
-                entry("one", Action::Replace, vec![json!("w_i = 1/N"), json!("*grid*")], Some("a < b")),
+                entry(
+                    "one",
+                    Action::Replace,
+                    vec![json!("w_i = 1/N"), json!("*grid*")],
+                    Some("a < b"),
+                ),
                 entry("two", Action::Remove, vec![], None),
                 entry("three", Action::Add, vec![json!("[0.1, 0.2]")], None),
             ],

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::AblationError;
 use super::evidence::{Evidence, RowFacts, RunFacts};
 use super::parts::{PARTS, Part};
-use super::plan::{Action, AblationPlan, PlanEntry};
+use super::plan::{AblationPlan, Action, PlanEntry};
 use super::results::{AblationTable, Standing};
 use super::setting::{RunRow, Setting, total_iterations};
 use crate::recipe::Recipe;
@@ -127,7 +127,10 @@ pub fn propose(
 
 fn capitalised(text: &str) -> String {
     let mut characters = text.chars();
-    characters.next().map(|first| first.to_uppercase().chain(characters).collect()).unwrap_or_default()
+    characters
+        .next()
+        .map(|first| first.to_uppercase().chain(characters).collect())
+        .unwrap_or_default()
 }
 
 /// What a part can be exchanged for in this recipe.
@@ -159,7 +162,9 @@ impl Candidates {
     fn cost_in_words(&self) -> String {
         let images = self.images;
         match self.iterations {
-            0 => format!("It costs {images} images at each seed, and no training beyond the recipe's."),
+            0 => format!(
+                "It costs {images} images at each seed, and no training beyond the recipe's."
+            ),
             n => format!("It costs {n} training iterations and {images} images at each seed."),
         }
     }
@@ -227,8 +232,12 @@ fn hint(part: &str, run: &RunFacts) -> Option<(f64, Vec<String>)> {
         "weights" => {
             let found = compare(run, "merged", "uniform")?;
             match (found.counts, found.is_better) {
-                (true, true) => hint(1.0, found, "Seeds will tell whether the search earns that always."),
-                (true, false) => hint(2.0, found, "The search made it worse: it fits its own pictures."),
+                (true, true) => {
+                    hint(1.0, found, "Seeds will tell whether the search earns that always.")
+                }
+                (true, false) => {
+                    hint(2.0, found, "The search made it worse: it fits its own pictures.")
+                }
                 (false, _) => hint(1.0, found, "Only repetitions can tell the two apart."),
             }
         }
@@ -236,7 +245,9 @@ fn hint(part: &str, run: &RunFacts) -> Option<(f64, Vec<String>)> {
             let found = compare(run, "merged", "joint")?;
             match (found.counts, found.is_better) {
                 (true, true) => hint(0.0, found, "Another N may give more."),
-                (_, false) => hint(2.0, found, "Ranges do not pay at this N: N is the first suspect."),
+                (_, false) => {
+                    hint(2.0, found, "Ranges do not pay at this N: N is the first suspect.")
+                }
                 (false, true) => hint(1.0, found, "Whether ranges pay at all is open."),
             }
         }
@@ -306,7 +317,9 @@ mod tests {
 
     /// Results for a part at so many seeds.
     fn ablated(part: &str, seeds: usize) -> (std::path::PathBuf, AblationResults) {
-        let values = |value: f64| -> Vec<Option<f64>> { (0..seeds).map(|k| Some(value + k as f64)).collect() };
+        let values = |value: f64| -> Vec<Option<f64>> {
+            (0..seeds).map(|k| Some(value + k as f64)).collect()
+        };
         let base = row("the recipe", VariantKind::Base, &values(1.0), Some(0.1));
         let other = row("other", VariantKind::Asked, &values(1.05), Some(0.1));
         let mut table = table(vec![base, other]);
@@ -356,7 +369,10 @@ mod tests {
         assert!(plan.entries.iter().all(|entry| entry.part != "weights"));
         let ranges = plan.entries.iter().find(|entry| entry.part == "ranges").unwrap();
         let reason = ranges.reason.as_deref().unwrap();
-        assert!(reason.starts_with("Ablated at one seed only: fd: other +0.050, within noise"), "{reason}");
+        assert!(
+            reason.starts_with("Ablated at one seed only: fd: other +0.050, within noise"),
+            "{reason}"
+        );
         assert_ne!(plan.entries[0].part, "ranges");
         let known = known_of_parts(&Recipe::load(None, &[]).unwrap(), &evidence);
         let weights = known.iter().find(|known| known.part.id == "weights").unwrap();
@@ -366,15 +382,24 @@ mod tests {
     #[test]
     fn the_numbers_of_a_run_move_the_order_and_are_named() {
         let values = [("merged", 4.0), ("joint", 3.0), ("uniform", 4.1), ("before", 5.0)];
-        let evidence = Evidence { ablations: vec![], runs: vec![run(&values, Some(vec![0.0, 2.0]))] };
+        let evidence =
+            Evidence { ablations: vec![], runs: vec![run(&values, Some(vec![0.0, 2.0]))] };
         let plan = plan(&evidence, 4).unwrap();
         let parts: Vec<&str> = plan.entries.iter().map(|entry| entry.part.as_str()).collect();
         assert_eq!(parts[..3], ["weights", "ranges", "consistency_loss"]);
         let reason = |place: usize| plan.entries[place].reason.clone().unwrap();
-        assert!(reason(0).contains("merged 4.00 ± 0.10 against uniform 4.10 ± 0.10"), "{}", reason(0));
+        assert!(
+            reason(0).contains("merged 4.00 ± 0.10 against uniform 4.10 ± 0.10"),
+            "{}",
+            reason(0)
+        );
         assert!(reason(0).contains("within two combined spreads (0.28)"), "{}", reason(0));
         assert!(reason(1).contains("Ranges do not pay"), "{}", reason(1));
-        assert!(reason(2).contains("the merging weights are 0.00, 2.00 (sum 2.00)"), "{}", reason(2));
+        assert!(
+            reason(2).contains("the merging weights are 0.00, 2.00 (sum 2.00)"),
+            "{}",
+            reason(2)
+        );
     }
 
     #[test]

@@ -204,9 +204,7 @@ impl Difference {
         let interval = half_width(&differences).map(|half| [amount - half, amount + half]);
         let noise = match (interval, pairs.as_slice()) {
             (Some([low, _]), _) => Some(amount - low),
-            (None, [(a, b)]) => {
-                a.spread.zip(b.spread).map(|(a, b)| SPREADS_TO_COUNT * a.hypot(b))
-            }
+            (None, [(a, b)]) => a.spread.zip(b.spread).map(|(a, b)| SPREADS_TO_COUNT * a.hypot(b)),
             _ => None,
         };
         let standing = match noise {
@@ -223,8 +221,20 @@ impl Difference {
 /// `ablation.csv`: one line per variant and metric.
 pub fn csv(results: &AblationResults) -> String {
     let mut columns: Vec<String> = [
-        "ablation", "part", "variant", "kind", "run_row", "metric", "stands_for", "seeds", "mean", "deviation",
-        "difference", "low", "high", "standing",
+        "ablation",
+        "part",
+        "variant",
+        "kind",
+        "run_row",
+        "metric",
+        "stands_for",
+        "seeds",
+        "mean",
+        "deviation",
+        "difference",
+        "low",
+        "high",
+        "standing",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -264,7 +274,9 @@ fn fields(table: &AblationTable, row: &AblationRow, metric: &Metric, seeds: usiz
     ];
     let none = Vec::new();
     let measured = row.measured.get(&metric.name).unwrap_or(&none);
-    fields.extend((0..seeds).map(|seed| number(measured.get(seed).copied().flatten().map(|m| m.value))));
+    fields.extend(
+        (0..seeds).map(|seed| number(measured.get(seed).copied().flatten().map(|m| m.value))),
+    );
     let failures: Vec<String> =
         row.failures.iter().map(|f| format!("seed {}: {}", f.seed, f.reason)).collect();
     fields.push(failures.join("; "));
@@ -290,7 +302,12 @@ pub mod tests {
         Metric { name: name.to_owned(), stands_for: Vec::new(), lower_is_better: true }
     }
 
-    pub fn row(label: &str, kind: VariantKind, values: &[Option<f64>], spread: Option<f64>) -> AblationRow {
+    pub fn row(
+        label: &str,
+        kind: VariantKind,
+        values: &[Option<f64>],
+        spread: Option<f64>,
+    ) -> AblationRow {
         let measured = values.iter().map(|v| v.map(|value| Measured { value, spread })).collect();
         AblationRow {
             label: label.to_owned(),

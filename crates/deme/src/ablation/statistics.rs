@@ -109,7 +109,10 @@ mod tests {
 
     #[test]
     fn one_number_has_no_spread() {
-        assert_eq!((mean(&[3.0]), standard_deviation(&[3.0]), half_width(&[3.0])), (Some(3.0), None, None));
+        assert_eq!(
+            (mean(&[3.0]), standard_deviation(&[3.0]), half_width(&[3.0])),
+            (Some(3.0), None, None)
+        );
         assert_eq!(mean(&[]), None);
         assert_eq!(standard_deviation(&[1.0, 3.0]), Some(2f64.sqrt()));
     }

@@ -10,7 +10,7 @@ use super::bindings::Bindings;
 use super::metric_names::{Metric, metrics_of};
 use super::part_matching::{exact, part_of};
 use super::parts::{Part, part};
-use super::plan::{Action, AblationPlan, PlanEntry, words_of};
+use super::plan::{AblationPlan, Action, PlanEntry, words_of};
 use super::setting::{Reading, RunRow, Setting, Unread};
 use crate::recipe::Recipe;
 
@@ -280,7 +280,8 @@ impl Reader<'_> {
         fields: &serde_json::Map<String, Value>,
     ) -> Result<Vec<(Option<String>, Setting)>, AblationError> {
         let label = fields.get("label").and_then(Value::as_str);
-        let named: Vec<(&String, &Value)> = fields.iter().filter(|(key, _)| *key != "label").collect();
+        let named: Vec<(&String, &Value)> =
+            fields.iter().filter(|(key, _)| *key != "label").collect();
         let part_called = |key: &str| -> Result<&'static Part, AblationError> {
             let meaning = self.bindings.meaning(key).unwrap_or(key);
             match (part_of(&self.entry.name, meaning), named.len()) {

@@ -37,7 +37,11 @@ pub fn run(arguments: &PlanArguments) -> Result<(), Problem> {
     };
     if !arguments.quiet {
         for entry in &plan.entries {
-            say(&format!("{}: {}", entry.name, entry.reason.as_deref().unwrap_or("no reason given")));
+            say(&format!(
+                "{}: {}",
+                entry.name,
+                entry.reason.as_deref().unwrap_or("no reason given")
+            ));
         }
     }
     let text = plan.write(arguments.format);
@@ -65,7 +69,8 @@ fn tell(recipe: &Recipe, evidence: &Evidence) {
     let ablations: usize = known.iter().map(|known| known.found.len()).sum();
     say(&format!("evidence for {}: {ablations} ablations, {runs} runs", recipe.name));
     for known in known.iter().filter(|known| !known.found.is_empty()) {
-        let seeds = if known.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", known.seeds) };
+        let seeds =
+            if known.seeds == 1 { "1 seed".to_owned() } else { format!("{} seeds", known.seeds) };
         say(&format!("  {} ({seeds}): {}", known.part.id, known.found.join("; ")));
     }
     let unknown: Vec<&str> =
@@ -83,8 +88,7 @@ fn asked(
     model: &str,
 ) -> Result<AblationPlan, Problem> {
     let key_variable = arguments.llm_key_env.as_str();
-    let endpoint =
-        Endpoint { url, model, key: std::env::var(key_variable).ok(), key_variable };
+    let endpoint = Endpoint { url, model, key: std::env::var(key_variable).ok(), key_variable };
     let mut length = 0;
     let answer = endpoint.ask(
         INSTRUCTIONS,

@@ -92,7 +92,8 @@ pub(super) fn differences(name: String, table: &AblationTable, metric: &Metric) 
     let high = intervals.iter().map(|[_, high]| *high).fold(0.0, f64::max);
     let air = (high - low) * 0.06;
     let scale = Scale::linear(low - air, high + air);
-    let direction = if metric.lower_is_better { "better on the left" } else { "better on the right" };
+    let direction =
+        if metric.lower_is_better { "better on the left" } else { "better on the right" };
     let title = format!("difference in {}, {direction}", metric.name);
     let alt = format!("differences in {} to the recipe, with 95% intervals", metric.name);
     let (mut figure, axes) = lines(name, alt, rows.len(), scale, &title);
@@ -102,8 +103,7 @@ pub(super) fn differences(name: String, table: &AblationTable, metric: &Metric) 
     for (place, (row, found)) in rows.iter().enumerate() {
         let y = axes.top + (place as f64 + 0.5) * LINE;
         let counts = matches!(found.standing, Standing::Better | Standing::Worse);
-        let (dot, whisker) =
-            if counts { ("merged", "whisker-merged") } else { ("row", "whisker") };
+        let (dot, whisker) = if counts { ("merged", "whisker-merged") } else { ("row", "whisker") };
         if let Some([low, high]) = found.interval {
             figure.line((axes.x_at(low), y), (axes.x_at(high), y), whisker);
         }
@@ -127,7 +127,8 @@ pub(super) fn over_numbers(name: String, table: &AblationTable, metric: &Metric)
     if different.len() < 3 {
         return None;
     }
-    let ends = |sign: f64| placed.iter().map(move |(_, m)| m.value + sign * m.reach.unwrap_or_default());
+    let ends =
+        |sign: f64| placed.iter().map(move |(_, m)| m.value + sign * m.reach.unwrap_or_default());
     let values = || placed.iter().map(|(_, mean)| mean.value);
     let lowest = values().fold(f64::INFINITY, f64::min);
     let highest = values().fold(f64::NEG_INFINITY, f64::max);

@@ -5,9 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use super::ablation_figures::{differences, means, over_numbers};
-use super::document::{
-    Block, CaptionedFigure, Cell, Column, Document, Section, Table, Tone,
-};
+use super::document::{Block, CaptionedFigure, Cell, Column, Document, Section, Table, Tone};
 use super::escape::slug;
 use super::number_format::{column_decimals, fixed, signed};
 use super::protocol::differing_fields;
@@ -111,7 +109,9 @@ fn metric_title(metric: &Metric) -> String {
 pub(super) fn decimals_of(table: &AblationTable, metric: &str) -> usize {
     let summaries = table.rows.iter().filter_map(|row| row.summary.get(metric).map(|s| (row, s)));
     let values: Vec<(f64, Option<f64>)> = summaries
-        .map(|(row, summary)| (summary.mean, summary.deviation.or(spread_over_pictures(row, metric))))
+        .map(|(row, summary)| {
+            (summary.mean, summary.deviation.or(spread_over_pictures(row, metric)))
+        })
         .collect();
     column_decimals(&values)
 }
@@ -140,10 +140,14 @@ fn table_blocks(place: usize, table: &AblationTable, results: &AblationResults) 
         let name = |what: &str| format!("ablation-{}-{}-{what}", place + 1, slug(&metric.name));
         let title = metric_title(metric);
         let drawn = [
-            (means(name("means"), table, metric), format!("{title}, {}", meaning_of_spread(results))),
+            (
+                means(name("means"), table, metric),
+                format!("{title}, {}", meaning_of_spread(results)),
+            ),
             (
                 differences(name("differences"), table, metric),
-                "Difference to the recipe as it is, paired by seed, with its 95% interval.".to_owned(),
+                "Difference to the recipe as it is, paired by seed, with its 95% interval."
+                    .to_owned(),
             ),
             (
                 over_numbers(name("numbers"), table, metric),
@@ -187,8 +191,10 @@ fn metric_table(table: &AblationTable, metric: &Metric, results: &AblationResult
     if several {
         columns.push(Column::number("95% interval"));
     }
-    let shown = if several && results.seeds.len() <= MOST_SEEDS_SHOWN { results.seeds.len() } else { 0 };
-    columns.extend(results.seeds[..shown].iter().map(|seed| Column::number(format!("seed {seed}"))));
+    let shown =
+        if several && results.seeds.len() <= MOST_SEEDS_SHOWN { results.seeds.len() } else { 0 };
+    columns
+        .extend(results.seeds[..shown].iter().map(|seed| Column::number(format!("seed {seed}"))));
 
     let means = |row: &AblationRow| row.summary.get(&metric.name).map(|summary| summary.mean);
     let best = table.rows.iter().filter_map(means).reduce(match metric.lower_is_better {
@@ -197,7 +203,8 @@ fn metric_table(table: &AblationTable, metric: &Metric, results: &AblationResult
     });
     let rows = table.rows.iter().map(|row| {
         let summary = row.summary.get(&metric.name);
-        let mut cells = vec![Cell::new(&row.label), mean_cell(row, metric, summary, best, decimals)];
+        let mut cells =
+            vec![Cell::new(&row.label), mean_cell(row, metric, summary, best, decimals)];
         let difference = summary.and_then(|summary| summary.difference.as_ref());
         cells.push(difference_cell(row, difference, decimals));
         if several {
@@ -265,7 +272,10 @@ fn remarks(table: &AblationTable) -> Vec<String> {
     let mut remarks = Vec::new();
     for row in &table.rows {
         for failure in &row.failures {
-            remarks.push(format!("{} failed at seed {}: {}.", row.label, failure.seed, failure.reason));
+            remarks.push(format!(
+                "{} failed at seed {}: {}.",
+                row.label, failure.seed, failure.reason
+            ));
         }
         let fields = differing_fields(&table.base().protocol, &row.protocol);
         if !row.protocol.is_null() && !table.base().protocol.is_null() && !fields.is_empty() {
@@ -277,9 +287,10 @@ fn remarks(table: &AblationTable) -> Vec<String> {
         }
     }
     remarks.extend(table.metrics.iter().flat_map(|metric| {
-        metric.stands_for.iter().map(|asked| {
-            format!("{} stands for {asked} here, and is another number.", metric.name)
-        })
+        metric
+            .stands_for
+            .iter()
+            .map(|asked| format!("{} stands for {asked} here, and is another number.", metric.name))
     }));
     remarks
 }
@@ -378,7 +389,8 @@ mod tests {
              within noise of it: noisy (+0.3)."
         );
         for text in [html::render(&document), markdown::render(&document)] {
-            for word in ["within noise", "95% interval", "seed 2", "a note", "ablation-1-fd-means"] {
+            for word in ["within noise", "95% interval", "seed 2", "a note", "ablation-1-fd-means"]
+            {
                 // The page holds its drawings, Markdown names them.
                 let in_page = word.starts_with("ablation-") && text.starts_with("<!doctype");
                 assert!(text.contains(word) || in_page, "{word}: {text}");
@@ -386,7 +398,8 @@ mod tests {
             assert!(!text.contains("NaN"));
         }
         let names: Vec<String> = document.files().into_iter().map(|(name, _)| name).collect();
-        let expected = ["means", "differences", "numbers"].map(|w| format!("ablation-1-fd-{w}.svg"));
+        let expected =
+            ["means", "differences", "numbers"].map(|w| format!("ablation-1-fd-{w}.svg"));
         assert_eq!(names, expected);
     }
 
@@ -397,7 +410,9 @@ mod tests {
             row("fails", VariantKind::Asked, &[None], None),
             row("other", VariantKind::Asked, &[Some(0.5)], Some(0.1)),
         ];
-        rows[1].failures.push(crate::ablation::results::Failure { seed: 0, reason: "it diverged".into() });
+        rows[1]
+            .failures
+            .push(crate::ablation::results::Failure { seed: 0, reason: "it diverged".into() });
         let document = compose(&results(rows, vec![0]));
         assert!(document.verdict.contains("better than the recipe: other"), "{}", document.verdict);
         assert!(document.verdict.contains("failed: fails"));

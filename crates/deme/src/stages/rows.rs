@@ -89,7 +89,9 @@ mod tests {
         let before = ["data", "clip", "pretrained", "samples-before", "metrics-before"];
         assert_eq!(names_of_row("before"), before);
         let uniform = names_of_row("uniform");
-        assert!(uniform.contains(&"expert-4".to_owned()) && !uniform.contains(&"search".to_owned()));
+        assert!(
+            uniform.contains(&"expert-4".to_owned()) && !uniform.contains(&"search".to_owned())
+        );
         assert!(!uniform.contains(&"joint".to_owned()));
         let merged = names_of_row("merged");
         assert!(merged.contains(&"search".to_owned()) && !merged.contains(&"uniform".to_owned()));

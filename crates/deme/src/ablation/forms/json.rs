@@ -15,8 +15,10 @@ pub fn read_lines(source: &str, text: &str) -> Result<Vec<PlanEntry>, AblationEr
     lines
         .map(|(index, line)| {
             let place = format!("{source}, line {}", index + 1);
-            let value: Value = serde_json::from_str(line)
-                .map_err(|error| AblationError::Json { place: place.clone(), reason: error.to_string() })?;
+            let value: Value = serde_json::from_str(line).map_err(|error| AblationError::Json {
+                place: place.clone(),
+                reason: error.to_string(),
+            })?;
             entry(&place, value)
         })
         .collect()
@@ -36,7 +38,9 @@ pub fn read_plans(
     let value: Value = serde_json::from_str(text).map_err(|error| broken(error.to_string()))?;
     let of_list = |place: &str, values: Vec<Value>| {
         let entries = values.into_iter().enumerate();
-        entries.map(|(index, value)| entry(&format!("{place}, object {}", index + 1), value)).collect()
+        entries
+            .map(|(index, value)| entry(&format!("{place}, object {}", index + 1), value))
+            .collect()
     };
     match value {
         Value::Array(values) => of_list(source, values),
@@ -115,7 +119,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const LINE: &str = r#"{"name": "A", "ablated_part": "ema", "action": "REMOVE", "metrics": ["FID"]}"#;
+    const LINE: &str =
+        r#"{"name": "A", "ablated_part": "ema", "action": "REMOVE", "metrics": ["FID"]}"#;
 
     #[test]
     fn a_replacement_may_be_a_list_an_object_null_or_missing() {
@@ -124,7 +129,8 @@ mod tests {
             ("{\"N\": [2, 4]}", vec![json!({"N": [2, 4]})]),
             ("null", vec![]),
         ] {
-            let line = LINE.replace("\"metrics\"", &format!("\"replacement\": {written}, \"metrics\""));
+            let line =
+                LINE.replace("\"metrics\"", &format!("\"replacement\": {written}, \"metrics\""));
             assert_eq!(read_lines("a", &line).unwrap()[0].replacement, expected);
         }
         assert!(read_lines("a", LINE).unwrap()[0].replacement.is_empty());

@@ -136,7 +136,8 @@ fn unescaped(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
-        let escapes = character == '\\' && characters.peek().is_some_and(char::is_ascii_punctuation);
+        let escapes =
+            character == '\\' && characters.peek().is_some_and(char::is_ascii_punctuation);
         if !escapes {
             plain.push(character);
         } else if let Some(escaped) = characters.next() {
@@ -158,7 +159,10 @@ pub fn write(plan: &AblationPlan) -> String {
         text += &format!("- **Action**: {}\n", entry.action.name());
         if !entry.replacement.is_empty() {
             text += "- **Replacement**:\n";
-            entry.replacement.iter().for_each(|value| text += &format!("  - {}\n", words_of(value)));
+            entry
+                .replacement
+                .iter()
+                .for_each(|value| text += &format!("  - {}\n", words_of(value)));
         }
         if !entry.metrics.is_empty() {
             text += &format!("- **Metrics**: {}\n", entry.metrics.join(", "));
@@ -184,7 +188,10 @@ mod tests {
         let entries = read("a.md", text).unwrap();
         assert_eq!(entries.len(), 1);
         let entry = &entries[0];
-        assert_eq!((entry.name.as_str(), entry.action), ("Ablation 1: the weights", Action::Replace));
+        assert_eq!(
+            (entry.name.as_str(), entry.action),
+            ("Ablation 1: the weights", Action::Replace)
+        );
         assert_eq!(entry.part, "The weights (w_i).");
         assert_eq!(entry.replacement, [json!("Uniform"), json!("Grid search")]);
         assert_eq!(entry.metrics, ["FID", "CLIP Score"]);

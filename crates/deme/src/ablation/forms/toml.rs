@@ -34,10 +34,7 @@ struct EntryTable {
 ///
 /// # Errors
 /// [`AblationError::Toml`], [`AblationError::MissingField`], [`AblationError::UnknownAction`].
-pub fn read(
-    source: &str,
-    text: &str,
-) -> Result<(Option<String>, Vec<PlanEntry>), AblationError> {
+pub fn read(source: &str, text: &str) -> Result<(Option<String>, Vec<PlanEntry>), AblationError> {
     let file: PlanFile = ::toml::from_str(text).map_err(|error| AblationError::Toml {
         message: error.message().to_owned(),
         source_code: NamedSource::new(source, text.to_owned()).with_language("toml"),
@@ -62,7 +59,8 @@ pub fn write(plan: &AblationPlan) -> String {
         table["part"] = value(&entry.part);
         table["action"] = value(entry.action.name());
         if !entry.replacement.is_empty() {
-            table["replacement"] = value(entry.replacement.iter().map(toml_value).collect::<Array>());
+            table["replacement"] =
+                value(entry.replacement.iter().map(toml_value).collect::<Array>());
         }
         if !entry.metrics.is_empty() {
             table["metrics"] = value(entry.metrics.iter().collect::<Array>());
@@ -127,6 +125,8 @@ mod tests {
         let missing = read_entry("name = \"a\"\naction = \"ADD\"");
         assert!(matches!(missing, Err(AblationError::MissingField { field: "ablated part", .. })));
         let wrong = read_entry("name = \"a\"\npart = \"ema\"\naction = \"CHANGE\"");
-        assert!(matches!(wrong, Err(AblationError::UnknownAction { found, .. }) if found == "CHANGE"));
+        assert!(
+            matches!(wrong, Err(AblationError::UnknownAction { found, .. }) if found == "CHANGE")
+        );
     }
 }
