@@ -39,11 +39,12 @@ pub trait FeatureExtractor: Sync {
 }
 
 /// Name of the Fréchet distance on the features of an extractor of this name: `fid` and `clean_fid` on the
-/// features these are defined on.
+/// features these are defined on, `fd_dinov2` on a DINOv2 of any size.
 pub fn frechet_metric(extractor: &str) -> String {
     match extractor {
         "inception_pool3" => "fid".to_owned(),
         "clean_inception_pool3" => "clean_fid".to_owned(),
+        other if other.starts_with("dinov2") => "fd_dinov2".to_owned(),
         other => format!("fd_{other}"),
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClipExtractor, Dinov2, Dinov2Extractor, EvalError, FeatureExtractor, ImageFeatures, Inception,
-    InceptionBlock, InceptionExtractor, InceptionProtocol,
+    InceptionBlock, InceptionExtractor, InceptionProtocol, frechet_metric,
 };
 
 /// An extractor and where its weights are. `weights` is a path, or whatever else the caller can turn into one.
@@ -55,6 +55,18 @@ impl ExtractorConfig {
         }
     }
 
+    /// Name of the Fréchet distance on its features.
+    pub fn frechet_metric(&self) -> String {
+        frechet_metric(match self {
+            Self::Inception { block, protocol: InceptionProtocol::PytorchFid, .. } => block.name(),
+            Self::Inception { block, protocol: InceptionProtocol::CleanFid, .. } => {
+                block.clean_name()
+            }
+            Self::Dinov2 { .. } => "dinov2",
+            Self::Clip { features, .. } => clip_name(*features),
+        })
+    }
+
     /// Loads the extractor; `weights` is where its weights really lie.
     ///
     /// # Errors
@@ -72,13 +84,16 @@ impl ExtractorConfig {
             Self::Dinov2 { .. } => Box::new(Dinov2Extractor::new(Dinov2::load(weights, device)?)),
             Self::Clip { architecture, features, .. } => {
                 let clip = Clip::open(weights, architecture.as_deref(), device)?;
-                let name = match features {
-                    ImageFeatures::Projected => "clip",
-                    ImageFeatures::Pooled => "clip_pooled",
-                };
-                Box::new(ClipExtractor::new(name, clip, *features))
+                Box::new(ClipExtractor::new(clip_name(*features), clip, *features))
             }
         })
+    }
+}
+
+fn clip_name(features: ImageFeatures) -> &'static str {
+    match features {
+        ImageFeatures::Projected => "clip",
+        ImageFeatures::Pooled => "clip_pooled",
     }
 }
 
@@ -96,3 +111,36 @@ pub fn torch_inception_file() -> Option<PathBuf> {
 
 /// The file of pytorch-fid's release.
 pub const INCEPTION_FILE: &str = "pt_inception-2015-12-05-6726825d.pth";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn config(json: &str) -> ExtractorConfig {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn distances_are_named_before_anything_is_loaded() {
+        for (json, name) in [
+            (r#"{"kind": "inception"}"#, "fid"),
+            (r#"{"kind": "inception", "protocol": "clean-fid"}"#, "clean_fid"),
+            (r#"{"kind": "inception", "block": "pool1"}"#, "fd_inception_pool1"),
+            (r#"{"kind": "dinov2", "weights": "w"}"#, "fd_dinov2"),
+            (r#"{"kind": "clip", "weights": "w"}"#, "fd_clip"),
+            (r#"{"kind": "clip", "weights": "w", "features": "pooled"}"#, "fd_clip_pooled"),
+        ] {
+            assert_eq!(config(json).frechet_metric(), name, "{json}");
+        }
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        for json in
+            [r#"{"kind": "vgg"}"#, r#"{"kind": "dinov2"}"#, r#"{"kind": "inception", "x": 1}"#]
+        {
+            assert!(serde_json::from_str::<ExtractorConfig>(json).is_err(), "{json}");
+        }
+    }
+}

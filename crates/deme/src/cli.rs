@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use deme_diffusion::SamplerKind;
 
+use crate::ablation::PlanForm;
+
 /// Decouple-then-Merge for diffusion models: finetune per timestep range, merge, measure.
 #[derive(Debug, Parser)]
 #[command(name = "deme", version, arg_required_else_help = true)]
@@ -46,6 +48,10 @@ pub enum Command {
     ClipScore(ClipScoreArguments),
     /// Two measurements side by side, if they were made alike
     Compare(CompareArguments),
+    /// Carry out a plan of ablations: variants of a recipe, compared over seeds
+    Ablate(AblateArguments),
+    /// Plan ablations of what has no evidence yet
+    Plan(PlanArguments),
 }
 
 /// Where tensors live.
@@ -75,7 +81,7 @@ pub struct RunArguments {
     /// Where to compute
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceName,
-    /// Override a key of the recipe, as in decouple.ranges=2; may be repeated
+    /// Override a key of the recipe, as in decouple.ranges=2 (no value takes it out); may be repeated
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
     /// Stop behind this stage, as in search; --dry-run lists the stages
@@ -420,6 +426,87 @@ pub struct CompareArguments {
     /// Print numbers side by side that were made differently
     #[arg(long)]
     pub force: bool,
+}
+
+/// Arguments of `deme ablate`.
+#[derive(Debug, Args)]
+pub struct AblateArguments {
+    /// A plan (.toml, .jsonl, .json#ID, .md), or the name of a shipped one
+    #[arg(required_unless_present_any = ["list_parts", "list_plans"])]
+    pub plan: Option<String>,
+    /// The recipe that is varied [default: the embedded shapes recipe]
+    #[arg(long, value_name = "RECIPE")]
+    pub recipe: Option<PathBuf>,
+    /// Override a key of the recipe for all variants (no value takes it out); may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// How many seeds, from the recipe's on: two or more give intervals
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub seeds: u64,
+    /// Metrics in place of the plan's, as in fd_tiny_clip
+    #[arg(long, value_delimiter = ',', value_name = "NAME,NAME,..")]
+    pub metrics: Vec<String>,
+    /// What words of the plan mean: a part, a replacement, or a metric (none leaves it out); may be repeated
+    #[arg(long = "bind", value_name = "WORDS=MEANING")]
+    pub bindings: Vec<String>,
+    /// The folder of the results, and of the stages where --run names no other [default: ablations/ and the
+    /// plan's name in the run's folder]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The run folder whose stages are used and added to [default: --out, or a folder in runs/ called as the
+    /// recipe]
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceName,
+    /// Print the variants, what they share and what they cost, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the parts that can be ablated and how replacements are read, and stop
+    #[arg(long)]
+    pub list_parts: bool,
+    /// Print the shipped plans, and stop
+    #[arg(long)]
+    pub list_plans: bool,
+    /// Say nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// Arguments of `deme plan`.
+#[derive(Debug, Args)]
+pub struct PlanArguments {
+    /// The recipe, a TOML file [default: the embedded shapes recipe]
+    pub recipe: Option<PathBuf>,
+    /// Override a key of the recipe (no value takes it out); may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    /// A folder with earlier results, ablation.json and metrics.json, at any depth [default: the run's folder in
+    /// runs/, where there is one]
+    #[arg(long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// The file of the plan [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// How the plan is written
+    #[arg(long, value_enum, default_value = "toml")]
+    pub format: PlanForm,
+    /// At most so many ablations
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub most: usize,
+    /// Ask a language model: the address of an OpenAI-compatible endpoint, as in http://localhost:8000/v1
+    #[arg(long, value_name = "URL", requires = "model")]
+    pub llm: Option<String>,
+    /// The model's name at --llm
+    #[arg(long, value_name = "NAME", requires = "llm")]
+    pub model: Option<String>,
+    /// The environment variable that holds the key for --llm; none is sent when it is not set
+    #[arg(long, value_name = "NAME", default_value = "OPENAI_API_KEY")]
+    pub llm_key_env: String,
+    /// Say nothing but errors
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 #[cfg(test)]

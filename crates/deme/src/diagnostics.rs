@@ -14,6 +14,7 @@ use deme_eval::EvalError;
 use deme_merge::{MergeError, SearchError, StateDictError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
+use crate::ablation::AblationError;
 use crate::report::ReportError;
 
 /// Every way a command ends other than well.
@@ -139,6 +140,10 @@ pub enum Problem {
     /// From the metrics.
     #[error(transparent)]
     Eval(#[from] EvalError),
+    /// From a plan of ablations.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Ablation(#[from] AblationError),
 }
 
 impl Problem {
@@ -183,6 +188,7 @@ impl Problem {
             | Self::Clip(ClipError::NonFiniteLoss { .. })
             | Self::Search { .. }
             | Self::Report(_) => 1,
+            Self::Ablation(error) if error.is_failure() => 1,
             _ => 2,
         }
     }

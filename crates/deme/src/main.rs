@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod ablation;
 mod cli;
 mod commands;
 mod diagnostics;
@@ -42,6 +43,8 @@ fn main() -> ExitCode {
         cli::Command::Fid(arguments) => commands::fid::run(&arguments),
         cli::Command::ClipScore(arguments) => commands::clip_score::run(&arguments),
         cli::Command::Compare(arguments) => commands::compare::run(&arguments),
+        cli::Command::Ablate(arguments) => commands::ablate::run(&arguments),
+        cli::Command::Plan(arguments) => commands::plan::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -450,7 +450,8 @@ impl Recipe {
     }
 }
 
-/// Applies `a.b.c=value` overrides to a recipe's text. A value that is no TOML is a string.
+/// Applies `a.b.c=value` overrides to a recipe's text. A value that is no TOML is a string; no value at all
+/// takes the key out.
 fn apply(name: &str, text: &str, overrides: &[String]) -> Result<String, Problem> {
     let mut document: DocumentMut =
         text.parse().map_err(|e: toml_edit::TomlError| Problem::Recipe {
@@ -468,8 +469,7 @@ fn apply(name: &str, text: &str, overrides: &[String]) -> Result<String, Problem
         };
         let (key, value) =
             entry.split_once('=').ok_or_else(|| usage(format!("`--set {entry}` has no `=`")))?;
-        let value: toml_edit::Value =
-            value.trim().parse().unwrap_or_else(|_| toml_edit::Value::from(value.trim()));
+        let value = value.trim();
         let path: Vec<&str> = key.trim().split('.').collect();
         let (last, tables) = path.split_last().expect("split gives at least one part");
         let mut table: &mut dyn toml_edit::TableLike = document.as_table_mut();
@@ -482,7 +482,12 @@ fn apply(name: &str, text: &str, overrides: &[String]) -> Result<String, Problem
         if last.is_empty() {
             return Err(usage(format!("`--set {entry}` names no key")));
         }
-        table.insert(last, Item::Value(value));
+        if value.is_empty() {
+            table.remove(last);
+        } else {
+            let value = value.parse().unwrap_or_else(|_| toml_edit::Value::from(value));
+            table.insert(last, Item::Value(value));
+        }
     }
     Ok(document.to_string())
 }
@@ -529,6 +534,15 @@ mod tests {
         let recipe = recipe.unwrap();
         assert_eq!((recipe.decouple.ranges, recipe.name.as_str()), (2, "mine"));
         assert_eq!(recipe.decouple.finetune.learning_rate, 1e-3);
+    }
+
+    #[test]
+    fn an_override_without_a_value_takes_the_key_out() {
+        let recipe =
+            shapes(&["merge.weights=[0.1, 0.2, 0.3, 0.4]", "merge.weights=", "merge.landscape="]);
+        let recipe = recipe.unwrap();
+        assert!(recipe.merge.weights.is_none() && recipe.merge.landscape.is_none());
+        assert!(shapes(&["merge.groups="]).is_ok(), "what is not there can be taken out");
     }
 
     #[test]

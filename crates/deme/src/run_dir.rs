@@ -132,6 +132,11 @@ impl StageSlot {
         &self.folder
     }
 
+    /// The keys of the stages it reads.
+    pub fn inputs(&self) -> &[StageKey] {
+        &self.inputs
+    }
+
     /// Whether the artefact is finished.
     pub fn is_done(&self) -> bool {
         self.folder.join("provenance.json").is_file()

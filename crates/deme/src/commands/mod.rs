@@ -1,10 +1,12 @@
 //! One file per command.
 
+pub mod ablate;
 pub mod clip_score;
 pub mod compare;
 pub mod fid;
 pub mod inspect;
 pub mod merge;
+pub mod plan;
 pub mod predict;
 pub mod run;
 pub mod sample;

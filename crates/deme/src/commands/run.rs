@@ -81,7 +81,7 @@ fn describe(recipe: &Recipe, plan: &Plan, root: &Path) -> String {
 
 /// What a recipe costs when nothing is finished.
 #[derive(Debug, PartialEq)]
-struct Cost {
+pub struct Cost {
     iterations: u64,
     images: u64,
     evaluations: u64,
@@ -114,7 +114,7 @@ impl Cost {
 
     /// Images that the search draws, and evaluations of the network in all of it. A backward pass counts
     /// as two more.
-    fn of_search(recipe: &Recipe, plan: &Plan) -> (u64, u64) {
+    pub fn of_search(recipe: &Recipe, plan: &Plan) -> (u64, u64) {
         if recipe.merge.weights.is_some() {
             return (0, 0);
         }

@@ -5,6 +5,8 @@
 //! for machines. What the report says is decided in `compose` and `verdict`, once for both
 //! formats. Nothing is computed about models here, and no run folder is known.
 
+mod ablation_figures;
+pub mod ablation_page;
 mod compose;
 mod document;
 mod escape;

@@ -7,13 +7,16 @@ mod evaluate;
 mod finetuning;
 mod merging;
 mod plan;
+mod rows;
 mod summary;
 
 use std::cell::OnceCell;
 use std::path::Path;
+use std::rc::Rc;
 
 use burn::tensor::Device;
 use deme_data::{DataSet, PreparedImages, Split};
+use serde_json::json;
 
 use crate::diagnostics::Problem;
 use crate::progress::Voice;
@@ -21,6 +24,7 @@ use crate::recipe::Recipe;
 use crate::run_dir::StageSlot;
 
 pub use plan::{Plan, RowPlan};
+pub use rows::{metric_names, run_row};
 
 /// What all stages share.
 pub struct Context<'a> {
@@ -30,8 +34,14 @@ pub struct Context<'a> {
     pub device: Device,
     /// How much to say.
     pub voice: Voice,
+    pictures: Rc<Pictures>,
+}
+
+/// The opened data, which recipes that differ in other things share.
+struct Pictures {
     data: DataSet,
     split: Split,
+    content_hash: OnceCell<String>,
     prepared: OnceCell<PreparedImages>,
 }
 
@@ -49,26 +59,41 @@ impl<'a> Context<'a> {
             });
         }
         let split = deme_data::split(data.len(), &recipe.split)?;
-        Ok(Self { recipe, device, voice, data, split, prepared: OnceCell::new() })
+        let (content_hash, prepared) = (OnceCell::new(), OnceCell::new());
+        let pictures = Rc::new(Pictures { data, split, content_hash, prepared });
+        Ok(Self { recipe, device, voice, pictures })
+    }
+
+    /// The same for another recipe with the same data, preparation and split.
+    pub fn with_recipe<'b>(&self, recipe: &'b Recipe) -> Context<'b> {
+        let part = |recipe: &Recipe| json!([recipe.data, recipe.preparation, recipe.split]);
+        assert_eq!(part(self.recipe), part(recipe), "the pictures are shared");
+        let (device, pictures) = (self.device.clone(), Rc::clone(&self.pictures));
+        Context { recipe, device, voice: self.voice, pictures }
     }
 
     /// A hash of all pictures and captions.
     pub fn content_hash(&self) -> Result<String, Problem> {
-        Ok(self.data.content_hash()?)
+        if let Some(hash) = self.pictures.content_hash.get() {
+            return Ok(hash.clone());
+        }
+        let hash = self.pictures.data.content_hash()?;
+        Ok(self.pictures.content_hash.get_or_init(|| hash).clone())
     }
 
     /// Which pictures train, guide the search, and judge.
     pub fn split(&self) -> &Split {
-        &self.split
+        &self.pictures.split
     }
 
     /// All pictures, prepared; decoded once.
     pub fn prepared(&self) -> Result<&PreparedImages, Problem> {
-        if let Some(prepared) = self.prepared.get() {
+        let Pictures { data, prepared, .. } = &*self.pictures;
+        if let Some(prepared) = prepared.get() {
             return Ok(prepared);
         }
-        let prepared = self.data.load(&self.recipe.preparation)?;
-        Ok(self.prepared.get_or_init(|| prepared))
+        let found = data.load(&self.recipe.preparation)?;
+        Ok(prepared.get_or_init(|| found))
     }
 }
 
