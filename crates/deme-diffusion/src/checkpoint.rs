@@ -403,7 +403,7 @@ pub enum CheckpointError {
         /// The folder or file, while one is read or written.
         folder: Option<PathBuf>,
         /// What is wrong with it.
-        source: ClipError,
+        source: Box<ClipError>,
     },
     /// A tokenizer that cannot be read, written or used.
     #[error("tokenizer{}: {source}", in_folder(folder))]
@@ -411,7 +411,7 @@ pub enum CheckpointError {
         /// The folder, while one is read or written.
         folder: Option<PathBuf>,
         /// What is wrong with it.
-        source: ClipError,
+        source: Box<ClipError>,
     },
     /// A tokenizer's folder whose files do not make one.
     #[error("the tokenizer in {folder} cannot be used: {reason}")]

@@ -61,7 +61,7 @@ impl X0Limit {
         match scheduler.thresholding {
             None => Ok(Self::None),
             Some(DynamicThresholding { ratio, max })
-                if !(0.0..=1.0).contains(&ratio) || !(max > 0.0 && max.is_finite()) =>
+                if !((0.0..=1.0).contains(&ratio) && max > 0.0 && max.is_finite()) =>
             {
                 Err(SampleError::Thresholding { ratio, max })
             }

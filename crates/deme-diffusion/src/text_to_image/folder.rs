@@ -162,8 +162,10 @@ impl TextToImageFolder {
     /// [`CheckpointError::TextEncoder`].
     pub fn text_encoder(&self, device: &Device) -> Result<ClipTextModel, CheckpointError> {
         let folder = self.part(&TEXT_ENCODER);
-        ClipTextModel::load(&folder, device)
-            .map_err(|source| CheckpointError::TextEncoder { folder: Some(folder), source })
+        ClipTextModel::load(&folder, device).map_err(|source| CheckpointError::TextEncoder {
+            folder: Some(folder),
+            source: Box::new(source),
+        })
     }
 
     /// The tokenizer; its rows get `context_length` ids, which the text encoder's config says.
@@ -288,7 +290,10 @@ pub(super) fn save(
         pipeline.tokenizer.save(&folder.join(TOKENIZER.name))?;
         let text_encoder = folder.join(TEXT_ENCODER.name);
         pipeline.text_encoder.save(&text_encoder).map_err(|source| {
-            CheckpointError::TextEncoder { folder: Some(text_encoder.clone()), source }
+            CheckpointError::TextEncoder {
+                folder: Some(text_encoder.clone()),
+                source: Box::new(source),
+            }
         })?;
         write_text(&in_part(&VAE, CONFIG), &pipeline.vae.config().to_json())?;
         deme_nn::to_state_dict(&pipeline.vae)

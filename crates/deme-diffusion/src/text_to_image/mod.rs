@@ -117,8 +117,10 @@ impl TextToImagePipeline {
     ) -> Result<EncodedPrompts, CheckpointError> {
         let encoded = self.tokenizer.encode(prompts)?;
         let hidden_states = self.text_encoder.hidden_states(&encoded.ids, skipped_layers);
-        let hidden_states = hidden_states
-            .map_err(|source| CheckpointError::TextEncoder { folder: None, source })?;
+        let hidden_states = hidden_states.map_err(|source| CheckpointError::TextEncoder {
+            folder: None,
+            source: Box::new(source),
+        })?;
         Ok(EncodedPrompts { hidden_states, truncated: encoded.truncated })
     }
 

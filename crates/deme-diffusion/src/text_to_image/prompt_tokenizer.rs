@@ -40,8 +40,10 @@ impl PromptTokenizer {
     /// # Errors
     /// [`CheckpointError::Tokenizer`], [`CheckpointError::TokenizerFiles`], [`CheckpointError::Io`].
     pub fn load(folder: &Path, context_length: usize) -> Result<Self, CheckpointError> {
-        let refused =
-            |source| CheckpointError::Tokenizer { folder: Some(folder.to_owned()), source };
+        let refused = |source| CheckpointError::Tokenizer {
+            folder: Some(folder.to_owned()),
+            source: Box::new(source),
+        };
         let unusable =
             |reason: String| CheckpointError::TokenizerFiles { folder: folder.to_owned(), reason };
         let tokenizer =
@@ -86,7 +88,8 @@ impl PromptTokenizer {
     /// # Errors
     /// [`CheckpointError::Tokenizer`] when `context_length` is below 3.
     pub fn published(context_length: usize) -> Result<Self, CheckpointError> {
-        let refused = |source| CheckpointError::Tokenizer { folder: None, source };
+        let refused =
+            |source| CheckpointError::Tokenizer { folder: None, source: Box::new(source) };
         let tokenizer = CaptionTokenizer::published(CaptionCleaning::HuggingFace, context_length)
             .map_err(refused)?;
         let [_, pad, _] = tokenizer.special_ids();
@@ -99,7 +102,8 @@ impl PromptTokenizer {
     /// # Errors
     /// [`CheckpointError::Tokenizer`] when the tokenizer refuses a prompt.
     pub fn encode<S: AsRef<str>>(&self, prompts: &[S]) -> Result<EncodedCaptions, CheckpointError> {
-        let refused = |source| CheckpointError::Tokenizer { folder: None, source };
+        let refused =
+            |source| CheckpointError::Tokenizer { folder: None, source: Box::new(source) };
         let mut encoded = self.tokenizer.encode(prompts).map_err(refused)?;
         let [_, end, padded_with] = self.tokenizer.special_ids();
         for row in &mut encoded.ids {
@@ -136,7 +140,7 @@ impl PromptTokenizer {
         let path = folder.join(TOKENIZER);
         self.tokenizer.save(&path).map_err(|source| CheckpointError::Tokenizer {
             folder: Some(folder.to_owned()),
-            source,
+            source: Box::new(source),
         })?;
         // The class `CLIPTokenizer` of transformers 4 reads the older pair of files.
         let text = fs::read(&path).map_err(|source| CheckpointError::Io { path, source })?;

@@ -103,8 +103,10 @@ pub fn load(
     let vae = vae.map_err(|source| CheckpointError::VaeConfig { path: path.to_owned(), source })?;
     let text_encoder =
         ClipTextModel::from_state_dict(&configs.text_encoder, parts.text_encoder, device);
-    let text_encoder = text_encoder
-        .map_err(|source| CheckpointError::TextEncoder { folder: Some(path.to_owned()), source })?;
+    let text_encoder = text_encoder.map_err(|source| CheckpointError::TextEncoder {
+        folder: Some(path.to_owned()),
+        source: Box::new(source),
+    })?;
     Ok(TextToImagePipeline {
         unet: filled(path, unet.map_err(config_error)?, &parts.unet)?,
         vae: filled(path, vae, &parts.vae)?,
