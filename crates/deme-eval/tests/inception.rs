@@ -258,13 +258,13 @@ fn batch_norms_are_multiplied_into_the_convolutions() {
     assert!(largest_difference(&features(&scaled), &expected) < 1e-5);
     // A mean and a bias that cancel each other change nothing.
     let deviation = 1.001f32.sqrt();
-    let mut set = |name: &str, value: f32| {
+    let set = |state: &mut StateDict, name: &str, value: f32| {
         state.insert(name.to_owned(), StoredTensor::from_f32(vec![64], vec![value; 64]));
     };
-    set("Conv2d_2b_3x3.bn.running_mean", 0.3);
-    set("Conv2d_2b_3x3.bn.bias", 0.3 / deviation);
+    set(&mut state, "Conv2d_2b_3x3.bn.running_mean", 0.3);
+    set(&mut state, "Conv2d_2b_3x3.bn.bias", 0.3 / deviation);
     assert!(largest_difference(&features(&load(&state).unwrap()), &expected) < 1e-5);
-    set("Conv2d_2b_3x3.bn.bias", 0.0);
+    set(&mut state, "Conv2d_2b_3x3.bn.bias", 0.0);
     assert!(largest_difference(&features(&load(&state).unwrap()), &expected) > 1e-2);
 }
 

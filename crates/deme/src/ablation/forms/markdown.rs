@@ -94,7 +94,7 @@ impl Section {
             None if item.starts_with("**") => self.open_field = None,
             None => {
                 if let Some(field) = self.open_field {
-                    self.fill(field, &unescaped(item));
+                    self.fill(field, unescaped(item));
                 }
             }
         }
