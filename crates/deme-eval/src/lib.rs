@@ -1,8 +1,9 @@
-//! Images in, numbers out: feature statistics, the Fréchet distance, the CLIP score, and the stamp
-//! that says how a number was made.
+//! Images in, numbers out: feature statistics, the Fréchet distance, the CLIP score and other metrics,
+//! and the stamp that says how a number was made.
 //!
-//! [`FeatureExtractor`] turns pictures into features, [`FeatureStats`] is their mean and covariance,
-//! [`frechet_distance`] compares two of them. [`Protocol`] keeps numbers that were made differently
+//! [`FeatureExtractor`] turns pictures into features, a [`FeatureSet`] of which metrics such as
+//! [`kernel_distance`] compare; [`FeatureStats`] is their mean and covariance, [`frechet_distance`]
+//! compares two of them. [`METRICS`] lists all. [`Protocol`] keeps numbers that were made differently
 //! out of one table.
 //!
 //! Not here: diffusion, schedules, resizing pictures. Nothing in this crate knows where a picture

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use deme_decouple::LossLog;
-use deme_eval::Measurement;
+use deme_eval::{Direction, Measurement, metric_row};
 use deme_merge::SearchConfig;
 use deme_merge::weight_search::{Decision, DecisionKind, ReferenceKind};
 use serde_json::{Value, json};
@@ -114,7 +114,8 @@ fn report_row(
                 name: measurement.protocol.metric.clone(),
                 value: measurement.value,
                 spread: measurement.std_error,
-                lower_is_better: true,
+                lower_is_better: metric_row(&measurement.protocol.metric)
+                    .is_none_or(|row| row.direction == Direction::Lower),
             })
             .collect(),
         grid_png: Some(row.samples.folder().join("grid.png")),
