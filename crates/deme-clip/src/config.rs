@@ -287,6 +287,25 @@ mod tests {
     }
 
     #[test]
+    fn a_giant_has_heads_of_88_and_the_old_rule_for_the_end_of_a_text() {
+        // What transformers' conversion of ViT-g-14 writes, defaults left out.
+        let folder = written(
+            r#"{"model_type": "clip", "projection_dim": 1024,
+                "text_config": {"bos_token_id": 0, "eos_token_id": 2, "hidden_act": "gelu",
+                    "hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
+                    "num_hidden_layers": 24, "projection_dim": 1024},
+                "vision_config": {"hidden_act": "gelu", "hidden_size": 1408, "patch_size": 14,
+                    "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 40,
+                    "projection_dim": 1024}}"#,
+        );
+        let config = ClipConfig::load(folder.path()).unwrap();
+        let vision = &config.vision_config;
+        assert_eq!(vision.hidden_size / vision.num_attention_heads, 88);
+        assert_eq!(config.text_config.hidden_act, HiddenAct::Gelu);
+        assert_eq!(config.text_config.eos_token_id, 2);
+    }
+
+    #[test]
     fn the_old_dict_fields_win() {
         let folder = written(
             r#"{"model_type": "clip", "text_config_dict": {"hidden_size": 64},
