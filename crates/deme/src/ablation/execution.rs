@@ -284,6 +284,13 @@ impl<'a> Planned<'a> {
                 if found.is_none() && !measurements.is_empty() {
                     fail(format!("the run did not measure {}", metric.name));
                 }
+                let found = found.filter(|found| {
+                    let is_number = found.value.is_finite();
+                    if !is_number {
+                        fail(format!("{} is {}", metric.name, found.value));
+                    }
+                    is_number
+                });
                 if let (Some(found), Value::Null) = (found, &protocol) {
                     protocol = protocol_without_model(found);
                 }

@@ -547,14 +547,12 @@ pub fn lr_schedule(_: &Recipe, text: &str) -> Reading {
     Ok(Setting::new(&name, [format!("{FINETUNE}.lr_schedule.kind={name}")]))
 }
 
-/// The name of a value that an enum without fields knows.
+/// The name of a value that an enum without fields knows: one of the text's words, or all of them joined.
 fn named<T: DeserializeOwned + Serialize>(text: &str) -> Result<String, Unread> {
-    for word in plain_words(text) {
-        if let Ok(value) = serde_json::from_value::<T>(Value::String(word)) {
-            return Ok(snake_name(&value));
-        }
-    }
-    Err(Unread::NoSense)
+    let mut names = plain_words(text);
+    names.extend([names.join("_"), names.concat()]);
+    let known = names.into_iter().find_map(|name| serde_json::from_value::<T>(name.into()).ok());
+    known.map(|value| snake_name(&value)).ok_or(Unread::NoSense)
 }
 
 /// Pictures per step.
