@@ -53,8 +53,9 @@ const PIECES: &str = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+
 pub enum CaptionCleaning {
     /// As transformers' `CLIPTokenizer`.
     HuggingFace,
-    /// As open_clip's `SimpleTokenizer` and OpenAI's own code. A departure: text that was decoded in
-    /// the wrong encoding (`cafÃ©`) is not repaired, as the ftfy library does in both.
+    /// As open_clip's `SimpleTokenizer` and OpenAI's own code. Departures: text that was decoded in the
+    /// wrong encoding (`cafÃ©`) is not repaired, as the ftfy library does in both; and whether a
+    /// character that Unicode got lately is a letter depends on the version of its tables.
     OpenClip,
 }
 

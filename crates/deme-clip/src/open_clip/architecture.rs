@@ -262,13 +262,18 @@ mod tests {
         // Counted by torch on open_clip's models.
         let expected = [
             ("ViT-B-32", 151_277_313, 64),
+            ("ViT-B-32-256", 151_288_833, 64),
             ("ViT-B-16", 149_620_737, 64),
+            ("ViT-B-16-plus-240", 208_377_345, 64),
             ("ViT-L-14", 427_616_513, 64),
+            ("ViT-L-14-280", 427_763_969, 64),
             ("ViT-L-14-336", 427_944_193, 64),
             ("ViT-H-14", 986_109_441, 80),
+            ("ViT-H-14-378", 986_714_881, 80),
             ("ViT-g-14", 1_366_678_273, 88),
-            ("ViT-bigG-14", 2_539_567_361, 104),
+            ("ViT-bigG-14", 2_539_567_105, 104),
         ];
+        assert_eq!(expected.len(), ARCHITECTURES.len());
         for (name, count, head_width) in expected {
             let config = named(name).unwrap();
             config.check().unwrap();

@@ -11,6 +11,8 @@
 
 use crate::ClipError;
 use deme_merge::{StateDict, StateDictError, StoredTensor};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// Weights under the names of open_clip's plain `CLIP`.
@@ -43,7 +45,9 @@ const FOREIGN: [(&str, &str); 13] = [
 /// Reads a file and takes wrappers off its names.
 pub(super) fn load(path: &Path) -> Result<Weights, ClipError> {
     let state = StateDict::load(path).map_err(|error| match error {
-        StateDictError::RefusedGlobal { global, .. } if global.starts_with("__torch__") => {
+        StateDictError::Torch { .. } | StateDictError::RefusedGlobal { .. }
+            if is_torch_script(path) =>
+        {
             ClipError::TorchScript { path: path.to_owned() }
         }
         other => other.into(),
@@ -64,6 +68,21 @@ pub(super) fn load(path: &Path) -> Result<Weights, ClipError> {
         }
     }
     Ok(Weights { state: plain, from_openai })
+}
+
+/// Whether an archive lists what only `torch.jit.save` puts into one. Its list stands at the end.
+fn is_torch_script(path: &Path) -> bool {
+    const LONGEST_LIST: u64 = 1 << 20;
+    let end = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(LONGEST_LIST)))?;
+        let mut end = Vec::new();
+        file.read_to_end(&mut end)?;
+        Ok(end)
+    };
+    let name = b"/constants.pkl";
+    end().is_ok_and(|end| end.windows(name.len()).any(|window| window == name))
 }
 
 /// The same weights under Hugging Face's names. A name that is not known stays, for the error that lists
@@ -248,6 +267,19 @@ mod tests {
         let weights = load(written(&extras).path()).unwrap();
         assert!(weights.from_openai && weights.state.is_empty());
         assert!(!load(written(&extras[..2]).path()).unwrap().from_openai);
+    }
+
+    #[test]
+    fn an_archive_of_a_program_is_told_from_a_damaged_one() {
+        let refused = |member: &str| {
+            let file = tempfile::Builder::new().suffix(".pt").tempfile().unwrap();
+            std::fs::write(file.path(), format!("PK\u{3}\u{4}ViT-B-32/{member}")).unwrap();
+            load(file.path()).err().unwrap()
+        };
+        let error = refused("constants.pkl");
+        assert!(matches!(error, ClipError::TorchScript { .. }), "{error}");
+        assert!(error.to_string().contains("state_dict()"), "{error}");
+        assert!(matches!(refused("data.pkl"), ClipError::State(_)));
     }
 
     #[test]
