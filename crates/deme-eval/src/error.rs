@@ -339,7 +339,7 @@ pub enum EvalError {
     )]
     Weights {
         /// The file or folder.
-        path: PathBuf,
+        path: Box<Path>,
         /// What they should be weights of.
         network: &'static str,
         /// Number of tensors that fit.

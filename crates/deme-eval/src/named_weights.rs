@@ -65,7 +65,7 @@ impl<'a> NamedWeights<'a> {
             return Ok(sha256(&self.taken));
         }
         Err(EvalError::Weights {
-            path: path.to_owned(),
+            path: path.into(),
             network,
             applied: self.taken.len() - self.wrong_shape.len(),
             missing: self.missing,

@@ -281,7 +281,7 @@ fn weights_of_another_network_are_listed() {
     let EvalError::Weights { path, applied, missing, unused, wrong_shape, .. } = error else {
         panic!("{text}")
     };
-    assert_eq!((path, applied), (PathBuf::from("inception.pth"), state.len() - 2));
+    assert_eq!((&*path, applied), (Path::new("inception.pth"), state.len() - 2));
     assert_eq!(missing, ["Mixed_7c.branch3x3_2b.bn.running_var"]);
     assert_eq!(unused, ["AuxLogits.fc.bias"]);
     assert_eq!(wrong_shape, ["fc.weight: expected [1008, 2048], found [1000, 2048]"]);

@@ -144,7 +144,7 @@ impl Dinov2Config {
             // Whatever is wrong, without these there is no network to compare the rest with.
             let found = all.iter().zip(shapes);
             return Err(EvalError::Weights {
-                path: path.to_owned(),
+                path: path.into(),
                 network: "DINOv2's vision transformer",
                 applied: 0,
                 missing: found
