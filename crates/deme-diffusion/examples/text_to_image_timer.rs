@@ -41,7 +41,8 @@ fn main() {
                 println!("made");
             }
             ["open", folder] => {
-                opened = None;
+                // Two of them would not fit everywhere.
+                drop(opened.take());
                 opened = Some(TextToImagePipeline::load(folder, &Device::flex()).unwrap());
                 println!("opened");
             }

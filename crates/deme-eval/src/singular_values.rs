@@ -412,7 +412,7 @@ mod tests {
     fn small_values_beside_large_ones_keep_their_digits() {
         // diag(1, 1/4, 1/16, ...) between two reflections, down to 1e-15 of the largest.
         let dim = 80;
-        let mut reflection = |seed| {
+        let reflection = |seed| {
             let v = random(dim, 1, seed);
             let length: f64 = (0..dim).map(|i| v[(i, 0)] * v[(i, 0)]).sum();
             Mat::from_fn(dim, dim, |i, j| {
