@@ -104,8 +104,10 @@ fn the_other_flows_carry_noise_there_too() {
                     gaussian_run(prediction, &scheduler, &config);
                 let off = (mean - (MU + S * mean_noise)).abs();
                 assert!(off < 0.003, "{kind} {prediction:?}: mean {mean}");
+                // Euler's method is of first order.
+                let tolerance = if kind == SamplerKind::Euler { 0.02 } else { 0.01 };
                 let off = (std - S * std_noise).abs();
-                assert!(off < 0.01 * S, "{kind} {prediction:?}: std {std}");
+                assert!(off < tolerance * S, "{kind} {prediction:?}: std {std}");
             }
         }
     }
@@ -133,7 +135,9 @@ fn more_steps_come_closer() {
         (std - S * std_noise).abs()
     };
     // What the higher order is for.
-    assert!(error(SamplerKind::DpmSolver, 10) < 0.5 * error(SamplerKind::Ddim, 10));
+    for kind in [SamplerKind::DpmSolver, SamplerKind::Pndm] {
+        assert!(error(kind, 250) < 0.25 * error(SamplerKind::Ddim, 250), "{kind}");
+    }
 }
 
 #[test]
