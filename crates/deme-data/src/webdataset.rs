@@ -166,11 +166,13 @@ fn read_tar(path: &Path) -> Result<Vec<Sample>, DataError> {
     let length = file.metadata().map_err(io_error("read", path))?.len();
     let mut archive = tar::Archive::new(file);
     let mut samples = BTreeMap::new();
-    let (mut last, mut end) = (None, 0);
-    let entries = archive.entries_with_seek().map_err(|error| bad_tar(path, None, &error))?;
+    let (mut last, mut end): (Option<String>, u64) = (None, 0);
+    let entries = archive.entries_with_seek().map_err(io_error("read", path))?;
     for entry in entries {
-        let mut entry = entry.map_err(|error| bad_tar(path, last.clone(), &error))?;
+        let mut entry =
+            entry.map_err(|error| no_header(path, error, last.clone(), length - end))?;
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
         let place = Place { offset: entry.raw_file_position(), bytes: entry.size() };
         let behind = place.offset.checked_add(place.bytes).filter(|&behind| behind <= length);
         let Some(behind) = behind else {
@@ -183,12 +185,24 @@ fn read_tar(path: &Path) -> Result<Vec<Sample>, DataError> {
             let content = Content { path, name: &name, kind, unicode, place };
             content.add_to(&mut samples, &mut entry)?;
         }
-        end = behind.next_multiple_of(BLOCK);
+        end = behind.next_multiple_of(BLOCK).min(length);
         last = Some(name);
     }
     let file = archive.into_inner();
     check_end(path, file, end, last)?;
     Ok(samples.into_iter().map(|(key, sample)| Sample { key, ..sample }).collect())
+}
+
+/// Why no header could be read behind the entry `last`, where `rest` bytes are left.
+fn no_header(path: &Path, error: io::Error, last: Option<String>, rest: u64) -> DataError {
+    match last {
+        _ if error.raw_os_error().is_some() => io_error("read", path)(error),
+        Some(entry) if rest < BLOCK => {
+            DataError::TruncatedTar { path: path.to_path_buf(), entry, within: false }
+        }
+        Some(entry) => bad_tar(path, Some(entry), "what follows is no header of an entry"),
+        None => bad_tar(path, None, "it does not begin as a tar does"),
+    }
 }
 
 /// That zeros follow from `end` on, at least one block of them.
@@ -203,7 +217,7 @@ fn check_end(path: &Path, mut file: File, end: u64, last: Option<String>) -> Res
             bytes if buffer[..bytes].iter().all(|&byte| byte == 0) => found += bytes as u64,
             _ => {
                 let reason = "something follows the end of the archive: several tars in one file?";
-                return Err(bad_tar(path, last, &reason));
+                return Err(bad_tar(path, last, reason));
             }
         }
     }
@@ -212,7 +226,7 @@ fn check_end(path: &Path, mut file: File, end: u64, last: Option<String>) -> Res
         Some(entry) => {
             Err(DataError::TruncatedTar { path: path.to_path_buf(), entry, within: false })
         }
-        None => Err(bad_tar(path, None, &"it is empty")),
+        None => Err(bad_tar(path, None, "it is empty")),
     }
 }
 
@@ -344,8 +358,8 @@ fn texts_in(fields: Option<&Map<String, Value>>) -> Vec<String> {
     fields.filter(|(_, value)| value.is_string()).map(|(name, _)| name.clone()).collect()
 }
 
-fn bad_tar(path: &Path, behind: Option<String>, reason: &impl ToString) -> DataError {
-    DataError::BadTar { path: path.to_path_buf(), behind, reason: reason.to_string() }
+fn bad_tar(path: &Path, behind: Option<String>, reason: &str) -> DataError {
+    DataError::BadTar { path: path.to_path_buf(), behind, reason: reason.to_owned() }
 }
 
 fn bad_entry(path: &Path, entry: &str, reason: &str) -> DataError {

@@ -21,7 +21,6 @@ fn statistics_and_distance_have_no_engine() {
     let files = [
         "bootstrap",
         "cmmd",
-        "comparison",
         "covariance_factor",
         "fd_infinity",
         "feature_file",
