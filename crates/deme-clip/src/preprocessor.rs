@@ -195,8 +195,8 @@ impl ClipPreprocessor {
         const KNOWN: [&str; 7] =
             ["size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"];
         let settings = Settings { path: path.to_owned(), json: json.clone() };
-        let fields = json.as_object().into_iter().flatten();
-        for (field, value) in fields.filter(|(field, _)| !KNOWN.contains(&field.as_str())) {
+        let mut fields = json.as_object().into_iter().flatten();
+        if let Some((field, value)) = fields.find(|(field, _)| !KNOWN.contains(&field.as_str())) {
             return Err(ClipError::unsupported(path, &format!("preprocess_cfg.{field}"), value));
         }
         let text = |field: &str, default: &'static str| match &json[field] {
