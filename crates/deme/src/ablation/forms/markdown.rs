@@ -94,14 +94,13 @@ impl Section {
             None if item.starts_with("**") => self.open_field = None,
             None => {
                 if let Some(field) = self.open_field {
-                    self.fill(field, &unescaped(item));
+                    self.fill(field, unescaped(item));
                 }
             }
         }
     }
 
-    fn fill(&mut self, field: Field, text: impl AsRef<str>) {
-        let text = text.as_ref().to_owned();
+    fn fill(&mut self, field: Field, text: String) {
         match field {
             Field::Part => self.draft.part = Some(text),
             Field::Action => self.draft.action = Some(text),
