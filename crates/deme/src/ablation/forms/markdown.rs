@@ -100,8 +100,7 @@ impl Section {
         }
     }
 
-    fn fill(&mut self, field: Field, text: impl AsRef<str>) {
-        let text = text.as_ref().to_owned();
+    fn fill(&mut self, field: Field, text: String) {
         match field {
             Field::Part => self.draft.part = Some(text),
             Field::Action => self.draft.action = Some(text),
