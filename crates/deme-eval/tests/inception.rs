@@ -236,12 +236,14 @@ fn batch_norms_are_multiplied_into_the_convolutions() {
     // come out at 1/4 of the pictures' own, but for the second layer's shift.
     let pictures = images(&StoredTensor::from_f32(vec![1, 3, SIZE, SIZE], image_of(5, 30).0)).0;
     let mut state = formula_weights();
-    let mut set = |name: &str, value: f32| {
-        state.insert(name.to_owned(), StoredTensor::from_f32(vec![32], vec![value; 32]));
+    let set = |state: &mut StateDict, name: &str, value: f32| {
+        let count = state.get(name).unwrap().numel();
+        let values = StoredTensor::from_f32(vec![count], vec![value; count]);
+        state.insert(name.to_owned(), values);
     };
-    set("Conv2d_1a_3x3.bn.weight", 2.0);
-    set("Conv2d_2a_3x3.bn.weight", 0.5);
-    set("Conv2d_2a_3x3.bn.running_var", 16.0);
+    set(&mut state, "Conv2d_1a_3x3.bn.weight", 2.0);
+    set(&mut state, "Conv2d_2a_3x3.bn.weight", 0.5);
+    set(&mut state, "Conv2d_2a_3x3.bn.running_var", 16.0);
     let scaled = load(&state).unwrap();
     let features = |inception: &Inception| {
         let extractor = InceptionExtractor::new(
@@ -258,13 +260,10 @@ fn batch_norms_are_multiplied_into_the_convolutions() {
     assert!(largest_difference(&features(&scaled), &expected) < 1e-5);
     // A mean and a bias that cancel each other change nothing.
     let deviation = 1.001f32.sqrt();
-    let mut set = |name: &str, value: f32| {
-        state.insert(name.to_owned(), StoredTensor::from_f32(vec![64], vec![value; 64]));
-    };
-    set("Conv2d_2b_3x3.bn.running_mean", 0.3);
-    set("Conv2d_2b_3x3.bn.bias", 0.3 / deviation);
+    set(&mut state, "Conv2d_2b_3x3.bn.running_mean", 0.3);
+    set(&mut state, "Conv2d_2b_3x3.bn.bias", 0.3 / deviation);
     assert!(largest_difference(&features(&load(&state).unwrap()), &expected) < 1e-5);
-    set("Conv2d_2b_3x3.bn.bias", 0.0);
+    set(&mut state, "Conv2d_2b_3x3.bn.bias", 0.0);
     assert!(largest_difference(&features(&load(&state).unwrap()), &expected) > 1e-2);
 }
 
