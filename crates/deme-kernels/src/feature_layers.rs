@@ -4,6 +4,10 @@
 //! Batch norm of a trained network is a factor and a sum per channel: the caller multiplies them into
 //! the weight and the bias.
 //!
+//! On the CPU the maps between two of these layers lie in memory as pixels of channels: ordinary tensors
+//! `[B, C, H, W]`, but with the strides of `[B, H, W, C]`. The first layer takes the picture's planes; any
+//! other operation may follow, at the cost of a copy where it needs the usual order.
+//!
 //! Not here: layers that are trained (`conv2d`, `group_norm`), networks.
 
 use crate::cpu;

@@ -2,7 +2,8 @@
 //!
 //! Every function takes and returns ordinary Burn tensors, with gradients. f32 tensors on the CPU
 //! go to kernels of our own (`cpu`), as one Burn backend extension with its own backward passes;
-//! every other device and float type takes the [`plain`] path.
+//! every other device and float type takes the [`plain`] path. The layers of feature extractors
+//! ([`ConvRelu`], pooling) have kernels for the forward pass only; with autodiff they too are plain.
 //!
 //! A result does not depend on the number of threads, and an image's output is the same alone and
 //! in a batch.

@@ -86,6 +86,7 @@ fn layers() -> Vec<Conv> {
         Conv::new(17, [2, 64, 7, 7], 128, [1, 1], 2, [0, 0]),
         Conv::new(18, [2, 20, 9, 9], 28, [1, 5], 1, [0, 2]),
         Conv::new(19, [2, 20, 9, 9], 28, [5, 1], 1, [2, 0]),
+        Conv::new(20, [2, 24, 9, 10], 28, [3, 3], 2, [1, 1]),
     ]
 }
 
@@ -118,14 +119,14 @@ proptest! {
     #[test]
     fn filtered_kernels(
         seed in 0u64..1000, b in 1usize..4, c_in in 10usize..50, c_out in 10usize..50,
-        h in 5usize..20, w in 5usize..20, kind in 0usize..8, padding in 0usize..4,
+        h in 5usize..20, w in 5usize..20, kind in 0usize..9, padding in 0usize..4,
     ) {
-        let kernels = [[3, 3], [5, 5], [1, 3], [3, 1], [1, 5], [5, 1], [1, 7], [7, 1]];
-        let kernel = kernels[kind];
+        let kernels = [[3, 3], [5, 5], [1, 3], [3, 1], [1, 5], [5, 1], [1, 7], [7, 1], [3, 3]];
+        let (kernel, stride) = (kernels[kind], if kind == 8 { 2 } else { 1 });
         let padding = [padding.min(kernel[0] / 2), padding.min(kernel[1] / 2)];
-        let window = Window { kernel, stride: [1, 1], padding };
+        let window = Window { kernel, stride: [stride; 2], padding };
         if window.output_size([h, w]).is_some() {
-            check(&Conv::new(seed, [b, c_in, h, w], c_out, kernel, 1, padding));
+            check(&Conv::new(seed, [b, c_in, h, w], c_out, kernel, stride, padding));
         }
     }
 
@@ -306,6 +307,13 @@ fn no_images_give_no_outputs() {
 fn refuses_an_input_of_other_channels() {
     let conv = Conv::new(120, [1, 16, 6, 6], 16, [3, 3], 1, [1, 1]);
     conv.prepared().forward(tensor(1, [1, 17, 6, 6]));
+}
+
+#[test]
+#[should_panic(expected = "prepared for f32 on the CPU without autodiff")]
+fn a_prepared_layer_refuses_autodiff() {
+    let conv = Conv::new(121, [1, 16, 6, 6], 16, [3, 3], 1, [1, 1]);
+    conv.prepared().forward(conv.x.autodiff());
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(super) unsafe fn forward(
 
 /// Rows of a part: few enough that they and their results stay in the second-level cache, many enough
 /// that reading all weights once per part is repaid.
-const ROWS: usize = 96;
+const ROWS: usize = 48;
 
 /// Every row is a pixel.
 ///

@@ -231,10 +231,11 @@ fn point_distance(s: &ConvSizes) -> usize {
 fn block_sizes(points: usize, s: &ConvSizes) -> (usize, usize) {
     // The transformed inputs of the tiles, and the products before their transform, should stay in
     // the second-level cache; but the weights are read once for all of the tiles, which a few do not
-    // repay.
+    // repay, least of all where the weights come from memory.
     const CACHE: usize = 64 << 10;
-    let tiles = CACHE / (points * s.c_in.next_multiple_of(16));
-    let tiles = tiles.clamp(24, 48);
+    const FEW_WEIGHTS: usize = 1 << 20;
+    let fewest = if points * s.c_in * s.c_out <= FEW_WEIGHTS { 24 } else { 48 };
+    let tiles = (CACHE / (points * s.c_in.next_multiple_of(16))).clamp(fewest, 48);
     let width = panel_width();
     let columns = (CACHE / (points * tiles) / width * width).max(4 * width);
     (tiles, columns)
