@@ -232,8 +232,8 @@ fn logits_are_a_linear_map_of_the_features() {
 
 #[test]
 fn batch_norms_are_multiplied_into_the_convolutions() {
-    // Factors 2 at the first layer and 1/2 at the second, whose deviation is 4: the sums of the rest
-    // come out at 1/4 of the pictures' own, but for the second layer's shift.
+    // Twice as much behind the first layer; half, over a deviation of 4, behind the second. Nothing is
+    // added anywhere, so features are a quarter of what they were.
     let pictures = images(&StoredTensor::from_f32(vec![1, 3, SIZE, SIZE], image_of(5, 30).0)).0;
     let mut state = formula_weights();
     let set = |state: &mut StateDict, name: &str, value: f32| {
