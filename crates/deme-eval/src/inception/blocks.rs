@@ -100,7 +100,7 @@ impl InceptionB {
         ChannelConcat::new(self.channels)
             .conv(&self.branch3x3, x.clone())
             .conv(&self.branch3x3dbl[2], branch3x3dbl)
-            .map(max_pool2d(x, halving()))
+            .max_pool2d(x, halving())
             .finish()
     }
 }
@@ -187,7 +187,7 @@ impl InceptionD {
         ChannelConcat::new(self.channels)
             .conv(&self.branch3x3[1], branch3x3)
             .conv(&self.branch7x7x3[3], branch7x7x3)
-            .map(max_pool2d(x, halving()))
+            .max_pool2d(x, halving())
             .finish()
     }
 }
