@@ -91,7 +91,7 @@ impl ClipTextModel {
         let mut prefixed: StateDict = tensors.collect();
         prefixed.remove(POSITION_IDS);
         prefixed.check_finite()?;
-        let model = Self::new(config, &mut Init::new(0, device))?;
+        let model = Self::new(config, &mut Init::zeros(device))?;
         load_state_dict(model, &prefixed)
             .map_err(|error| ClipError::Weights { path: "".into(), source: Box::new(error) })
     }

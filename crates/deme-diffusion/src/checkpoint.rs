@@ -158,7 +158,7 @@ impl PipelineFolder {
     pub fn unet(&self, device: &Device) -> Result<UNet2DModel, CheckpointError> {
         let config = self.unet_config()?;
         let state = self.weights()?;
-        let model = UNet2DModel::new(&config, &mut Init::new(0, device)).map_err(|source| {
+        let model = UNet2DModel::new(&config, &mut Init::zeros(device)).map_err(|source| {
             CheckpointError::UNetConfig { path: self.unet.join(UNET_CONFIG), source }
         })?;
         deme_nn::load_state_dict(model, &state).map_err(|source| CheckpointError::Fit {

@@ -1,6 +1,6 @@
 //! The kernels on Burn's CPU tensors: from tensors to slices and back.
 
-use crate::cpu::attention::{self, AttentionShape};
+use crate::cpu::attention::{self, AttentionShape, HeadRows, Places};
 use crate::cpu::buffer::SharedOutput;
 use crate::cpu::conv::{self, ConvShape};
 use crate::cpu::group_norm::{self, GroupNormShape};
@@ -22,9 +22,43 @@ pub(crate) fn contiguous(x: FlexTensor) -> FlexTensor {
     }
     match swapped(&x) {
         Some(swapped) => tensor(transposed(&swapped), x.shape()),
-        None => x.to_contiguous(),
+        None => rows_in_order(&x).unwrap_or_else(|| x.to_contiguous()),
     }
 }
+
+/// A copy in row-major order of a tensor whose last dimension is, row by row on all threads.
+fn rows_in_order(x: &FlexTensor) -> Option<FlexTensor> {
+    let (shape, strides) = (x.shape(), x.layout().strides());
+    let (row, leading) = (*shape.last()?, shape.num_dims() - 1);
+    let forward = strides.iter().all(|&stride| stride >= 0);
+    if strides[leading] != 1 || row < SHORTEST_ROW || !forward || x.dtype() != DType::F32 {
+        return None;
+    }
+    let values = x.storage::<f32>();
+    let row_at = |number: usize| {
+        let (mut rest, mut start) = (number, x.layout().start_offset());
+        for dim in (0..leading).rev() {
+            start += rest % shape[dim] * strides[dim] as usize;
+            rest /= shape[dim];
+        }
+        &values[start..start + row]
+    };
+    let rows: usize = shape[..leading].iter().product();
+    // SAFETY: every row of the result is written, and they cover it.
+    let copied = unsafe {
+        filled(rows * row, |to| {
+            to.par_chunks_mut(row).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(i, to)| {
+                to.write_copy_of_slice(row_at(i));
+            });
+        })
+    };
+    Some(tensor(copied, shape))
+}
+
+/// Rows that are worth copying one by one.
+const SHORTEST_ROW: usize = 8;
+/// Rows that are worth a task.
+const ROWS_PER_TASK: usize = 256;
 
 /// A tensor whose last two dimensions are swapped in memory, seen as it lies there.
 fn swapped(x: &FlexTensor) -> Option<FlexTensor> {
@@ -56,7 +90,7 @@ pub(crate) fn planes_of_pixels(x: FlexTensor) -> FlexTensor {
 }
 
 /// The entries of a contiguous tensor with the last two dimensions swapped.
-fn transposed(x: &FlexTensor) -> Vec<f32> {
+pub(crate) fn transposed(x: &FlexTensor) -> Vec<f32> {
     let shape = x.shape();
     let dims = shape.num_dims();
     let (rows, columns) = (shape[dims - 2], shape[dims - 1]);
@@ -204,12 +238,35 @@ fn attention_shape(
     assert_eq!(q[3], k[3], "width of queries and keys");
     AttentionShape {
         heads: q[0] * q[1],
+        heads_per_image: q[1],
         queries: q[2],
         keys: k[2],
         d: q[3],
         d_v: v[3],
         scale: scale as f32,
         causal,
+    }
+}
+
+/// Whether `[B, heads, L, d]` is stored as `[B, L, heads, d]`: split off the last dimension of a linear map's
+/// output.
+fn heads_together(x: &FlexTensor) -> bool {
+    let swapped = x.transpose(1, 2);
+    // One head, or one row, is stored the same either way.
+    x.as_slice::<f32>().is_none() && swapped.as_slice::<f32>().is_some()
+}
+
+/// The rows of a tensor that is contiguous or [`heads_together`].
+fn head_rows(x: &FlexTensor) -> HeadRows<'_> {
+    let shape = x.shape();
+    let (heads, rows, d) = (shape[1], shape[2], shape[3]);
+    match x.as_slice::<f32>() {
+        Some(values) => HeadRows { values, places: Places::apart(heads, rows, d) },
+        None => {
+            let start = x.layout().start_offset();
+            let values = &x.storage::<f32>()[start..start + shape.num_elements()];
+            HeadRows { values, places: Places::together(heads, rows, d) }
+        }
     }
 }
 
@@ -468,14 +525,23 @@ impl CpuKernels for Flex {
         let mut shape = q.shape();
         shape[3] = s.d_v;
         let like = q.clone();
-        let [q, k, v] = [q, k, v].map(contiguous);
-        let (q, k, v) = (entries(&q), entries(&k), entries(&v));
+        let together = heads_together(&q);
+        let inputs = [q, k, v].map(|x| if heads_together(&x) { x } else { contiguous(x) });
+        let [q, k, v] = inputs.each_ref().map(head_rows);
+        let heads = s.heads_per_image;
+        let places = match together {
+            true => Places::together(heads, s.queries, s.d_v),
+            false => Places::apart(heads, s.queries, s.d_v),
+        };
         // SAFETY: `forward` writes all of y, which nobody else knows yet.
         let y = unsafe {
             filled(s.heads * s.queries * s.d_v, |y| {
-                attention::forward(&s, q, k, v, SharedOutput::uninit(y));
+                attention::forward(&s, q, k, v, SharedOutput::uninit(y), places);
             })
         };
+        if together {
+            return tensor(y, [shape[0], shape[2], heads, s.d_v]).transpose(1, 2);
+        }
         stored_like(&like, tensor(y, shape))
     }
 

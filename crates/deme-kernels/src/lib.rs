@@ -20,6 +20,7 @@ mod flex;
 mod norm;
 mod optimizer_step;
 pub mod plain;
+mod tokens;
 
 pub use allocator::{Allocator, keep_freed_memory};
 pub use attention::attention;
@@ -36,3 +37,4 @@ pub use norm::{
     group_norm_conv2d, layer_norm,
 };
 pub use optimizer_step::{AdamWStep, ParameterState, adamw_steps, squared_norm};
+pub use tokens::{geglu, planes_from_tokens, tokens_from_planes};

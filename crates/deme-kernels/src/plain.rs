@@ -119,6 +119,13 @@ pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, scale: f64, causal: b
     activation::softmax(scores, 3).matmul(v)
 }
 
+/// [`crate::geglu`] by Burn's own GELU.
+pub fn geglu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    let inner = x.dims()[D - 1] / 2;
+    let gate = activation::gelu(x.clone().narrow(D - 1, inner, inner));
+    x.narrow(D - 1, 0, inner) * gate
+}
+
 /// [`crate::adamw_steps`] by elementwise operations.
 pub fn adamw_steps(
     parameters: Vec<(ParameterState, Tensor<1>)>,

@@ -62,6 +62,30 @@ fn reads_heads_split_off_the_last_dimension() {
 }
 
 #[test]
+fn heads_split_off_the_last_dimension_give_the_same_bits_and_are_put_back_without_a_copy() {
+    let apart = inputs(12, [2, 3, 50, 33, 8]);
+    let [q, k, v, _] = apart.clone();
+    let expected = bits(attention(q, k, v, 0.3, false));
+    // The same values, stored as `[B, L, heads, d]`.
+    let together = |x: Tensor<4>| {
+        let stored = x.swap_dims(1, 2).into_data();
+        Tensor::<4>::from_data(stored, &support::device()).swap_dims(1, 2)
+    };
+    let [q, k, v, _] = apart.clone().map(together);
+    assert!(bits(attention(q.clone(), k.clone(), v.clone(), 0.3, false)) == expected);
+    // Some of them only.
+    let [q_apart, k_apart, v_apart, _] = apart;
+    assert!(bits(attention(q_apart, k, v_apart.clone(), 0.3, false)) == expected);
+    assert!(bits(attention(q, k_apart, v_apart, 0.3, false)) == expected);
+    // A part of a larger tensor.
+    let wide = tensor::<4>(13, [2, 20, 3, 24]);
+    let parts = [0, 8, 16].map(|start| wide.clone().narrow(3, start, 8).swap_dims(1, 2));
+    let copies = parts.clone().map(|x| Tensor::from_data(x.into_data(), &support::device()));
+    let run = |[q, k, v]: [Tensor<4>; 3]| bits(attention(q, k, v, 0.3, false));
+    assert!(run(parts) == run(copies));
+}
+
+#[test]
 fn channels_before_positions_give_the_same_bits() {
     let all = inputs(11, [2, 3, 40, 40, 24]);
     let expected = run(attention, all.clone(), 0.3, false).map(bits);

@@ -128,7 +128,8 @@ pub fn to_state_dict<M: Module>(model: &M) -> StateDict {
 
 /// Puts a state dict's values into a model of the same names and shapes.
 ///
-/// A scalar (shape `[]`) fits a parameter of shape `[1]`.
+/// A scalar (shape `[]`) fits a parameter of shape `[1]`. Tensor by tensor, and the pages of mapped files are
+/// given back: it takes the memory of the model and of one tensor.
 ///
 /// # Errors
 /// [`LoadError::Mismatch`] lists all that is missing, unused or of another shape;
@@ -138,7 +139,7 @@ pub fn load_state_dict<M: Module>(model: M, state: &StateDict) -> Result<M, Load
     let mut unused: BTreeMap<&str, ()> = state.names().map(|name| (name, ())).collect();
     let mut missing = Vec::new();
     let mut wrong_shape = Vec::new();
-    let mut values = BTreeMap::new();
+    let mut applied = 0;
     for ParameterShape { name, shape } in &expected {
         let Some(stored) = state.get(name) else {
             missing.push(name.clone());
@@ -151,17 +152,36 @@ pub fn load_state_dict<M: Module>(model: M, state: &StateDict) -> Result<M, Load
             wrong_shape.push(WrongShape { name: name.clone(), expected, found });
             continue;
         }
-        values.insert(name.clone(), stored.to_f32()?);
+        applied += 1;
     }
     if !(missing.is_empty() && unused.is_empty() && wrong_shape.is_empty()) {
         return Err(LoadError::Mismatch {
-            applied: values.len(),
+            applied,
             missing,
             unused: unused.into_keys().map(str::to_owned).collect(),
             wrong_shape,
         });
     }
-    Ok(with_values(model, values))
+    let mut unreadable = None;
+    let model = map_parameters(model, &mut |name, tensor| {
+        let stored = state.get(name).expect("every name was just found");
+        let values = stored.to_f32();
+        stored.release_pages();
+        match values {
+            Ok(values) => {
+                let len = values.len();
+                Tensor::from_data(TensorData::new(values, [len]), &tensor.device())
+            }
+            Err(error) => {
+                unreadable.get_or_insert(error);
+                tensor
+            }
+        }
+    });
+    match unreadable {
+        None => Ok(model),
+        Some(error) => Err(error.into()),
+    }
 }
 
 /// The model with these values, row-major by dotted name, which are moved into it.

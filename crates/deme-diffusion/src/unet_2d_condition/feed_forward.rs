@@ -1,7 +1,7 @@
 //! The gated feed-forward part of a transformer block.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use deme_nn::{Init, Linear};
 
 /// How much wider a feed-forward layer is inside.
@@ -42,9 +42,7 @@ impl Geglu {
     /// # Shapes
     /// `[B, N, width]` to `[B, N, inner]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let y = self.proj.forward(x);
-        let inner = y.dims()[2] / 2;
-        y.clone().narrow(2, 0, inner) * activation::gelu(y.narrow(2, inner, inner))
+        deme_kernels::geglu(self.proj.forward(x))
     }
 }
 

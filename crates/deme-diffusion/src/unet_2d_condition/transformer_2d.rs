@@ -43,13 +43,14 @@ impl Transformer2DModel {
     /// # Shapes
     /// x: `[B, C, H, W]`; hidden_states: `[B, L, context width]`; returns `[B, C, H, W]`.
     pub fn forward(&self, x: Tensor<4>, hidden_states: &Tensor<3>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let y = self.proj_in.forward(self.norm.forward(x.clone()));
-        let mut y = y.reshape([b, c, h * w]).swap_dims(1, 2);
+        let [_, _, h, w] = x.dims();
+        // [B, H W, C]
+        let y = deme_kernels::tokens_from_planes(self.norm.forward(x.clone()));
+        let mut y = self.proj_in.forward(y);
         for block in &self.transformer_blocks {
             y = block.forward(y, hidden_states);
         }
-        x + self.proj_out.forward(y.swap_dims(1, 2).reshape([b, c, h, w]))
+        x + deme_kernels::planes_from_tokens(self.proj_out.forward(y), [h, w])
     }
 }
 
@@ -113,16 +114,16 @@ impl PixelMap {
     }
 
     /// # Shapes
-    /// `[B, C, H, W]` to the same.
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+    /// `[B, N, C]` to the same, N pixels.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
-            Self::Conv(conv) => conv.forward(x),
-            Self::Linear(linear) => {
-                let [d_out, d_in] = linear.weight.dims();
-                let weight = linear.weight.val().reshape([d_out, d_in, 1, 1]);
-                let bias = linear.bias.as_ref().map(|bias| bias.val());
-                deme_kernels::conv2d(x, weight, bias, ConvGeometry::same(1))
+            Self::Conv(conv) => {
+                let [c_out, c_in, ..] = conv.weight.dims();
+                let weight = conv.weight.val().reshape([c_out, c_in]);
+                let bias = conv.bias.as_ref().map(|bias| bias.val());
+                deme_kernels::linear(x, weight, bias)
             }
+            Self::Linear(linear) => linear.forward(x),
         }
     }
 }

@@ -12,10 +12,11 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Sizes of one call: q is `[heads, queries, d]`, k `[heads, keys, d]`, v `[heads, keys, d_v]`,
-/// where heads counts those of all images.
+/// where heads counts those of all images, `heads_per_image` each.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AttentionShape {
     pub heads: usize,
+    pub heads_per_image: usize,
     pub queries: usize,
     pub keys: usize,
     pub d: usize,
@@ -33,6 +34,45 @@ struct Head<'a> {
     q: &'a [f32],
     k: &'a [f32],
     v: &'a [f32],
+}
+
+/// Where a head's rows stand: row r of head h of image b from `b * image + h * head + r * row` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub image: usize,
+    pub head: usize,
+    pub row: usize,
+}
+
+impl Places {
+    /// Head behind head, `[B, heads, rows, d]`.
+    pub(crate) fn apart(heads: usize, rows: usize, d: usize) -> Self {
+        Self { image: heads * rows * d, head: rows * d, row: d }
+    }
+
+    /// Each row has all heads, `[B, rows, heads, d]`.
+    pub(crate) fn together(heads: usize, rows: usize, d: usize) -> Self {
+        Self { image: heads * rows * d, head: d, row: heads * d }
+    }
+
+    /// The first entry of row `row` of head `i`, counted through all images.
+    fn start(&self, i: usize, heads_per_image: usize, row: usize) -> usize {
+        i / heads_per_image * self.image + i % heads_per_image * self.head + row * self.row
+    }
+}
+
+/// The rows of all heads of one tensor.
+#[derive(Clone, Copy)]
+pub(crate) struct HeadRows<'a> {
+    pub values: &'a [f32],
+    pub places: Places,
+}
+
+impl<'a> HeadRows<'a> {
+    /// From the given row of head `i` on.
+    fn from(&self, i: usize, heads_per_image: usize, row: usize) -> &'a [f32] {
+        &self.values[self.places.start(i, heads_per_image, row)..]
+    }
 }
 
 impl AttentionShape {
@@ -56,12 +96,19 @@ impl AttentionShape {
         if self.causal { self.keys.min(i + 1) } else { self.keys }
     }
 
-    /// `rows[queries] transposed`: a product of some rows with a transposed matrix, row stride
-    /// `width` in the result.
-    fn scores(&self, rows: &[f32], d: usize, transposed: &[f32], width: usize, to: &mut [f32]) {
+    /// `rows[queries] transposed`: a product of `count` rows, `stride` apart, with a transposed matrix,
+    /// row stride `width` in the result.
+    fn scores(
+        &self,
+        rows: &[f32],
+        [stride, count, d]: [usize; 3],
+        transposed: &[f32],
+        width: usize,
+        to: &mut [f32],
+    ) {
         let product = Product {
             a: rows,
-            rows: Rows::Every { stride: d, count: rows.len() / d.max(1) },
+            rows: Rows::Every { stride, count },
             a_step: 1,
             b: transposed,
             b_panel: panel_width(),
@@ -85,37 +132,43 @@ impl AttentionShape {
     }
 }
 
-/// `[rows][columns]` to `[column][width]`.
-fn transposed(x: &[f32], rows: usize, columns: usize, width: usize) -> Scratch {
+/// `[rows][columns]`, rows `stride` apart, to `[column][width]`.
+fn transposed(x: &[f32], stride: usize, rows: usize, columns: usize, width: usize) -> Scratch {
     let mut to = Scratch::new(columns * width);
-    planes_to_pixels(x, columns, rows, columns, &mut to, |c| c * width);
+    planes_to_pixels(x, stride, rows, columns, &mut to, |c| c * width);
     to
 }
 
 /// # Safety
-/// Nobody else may touch `y`, `[heads, queries, d_v]`, meanwhile. On return all of it is written.
+/// Nobody else may touch `y`, `heads * queries * d_v` entries, meanwhile. On return all of it is written, in
+/// `places`, which are [`Places::apart`] or [`Places::together`].
 pub(crate) unsafe fn forward(
     s: &AttentionShape,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    q: HeadRows<'_>,
+    k: HeadRows<'_>,
+    v: HeadRows<'_>,
     y: SharedOutput<'_>,
+    places: Places,
 ) {
-    s.check(q, k, v);
+    s.check(q.values, k.values, v.values);
     assert_eq!(y.len(), s.heads * s.queries * s.d_v);
+    if y.len() == 0 {
+        return;
+    }
+    let per_image = s.heads_per_image;
     let parts = parts_per_item(s.heads, s.queries.div_ceil(BLOCK));
     (0..s.heads * parts).into_par_iter().for_each(|task| {
         let (head, queries) = (task / parts, split(s.queries, parts, task % parts));
-        let Head { q, k, v } = s.head(head, q, k, v);
         let width = padded(s.keys);
-        let kt = transposed(k, s.keys, s.d, width);
+        let kt = transposed(k.from(head, per_image, 0), k.places.row, s.keys, s.d, width);
         // Panels next to each other: rows a power of two apart would crowd one cache set.
-        let v = pack_rows(v, s.d_v, s.keys, s.d_v);
+        let v = pack_rows(v.from(head, per_image, 0), v.places.row, s.keys, s.d_v);
         let mut scores = Scratch::new(BLOCK.min(queries.len()) * width);
         let mut start = queries.start;
         while start < queries.end {
             let block = start..queries.end.min(start + BLOCK);
-            s.scores(&q[block.start * s.d..block.end * s.d], s.d, &kt, width, &mut scores);
+            let rows = q.from(head, per_image, block.start);
+            s.scores(rows, [q.places.row, block.len(), s.d], &kt, width, &mut scores);
             s.normalise(&block, width, &mut scores);
             let product = Product {
                 a: &scores,
@@ -130,10 +183,10 @@ pub(crate) unsafe fn forward(
                 start: Start::Zero,
                 relu: false,
             };
-            let first = head * s.queries * s.d_v;
-            let to = y.range(first + block.start * s.d_v..first + block.end * s.d_v);
+            let first = places.start(head, per_image, block.start);
+            let to = y.range(first..first + (block.len() - 1) * places.row + s.d_v);
             // SAFETY: the caller's promise; blocks are disjoint.
-            unsafe { product.write_part(to, s.d_v, 0..block.len(), 0..product.panels()) };
+            unsafe { product.write_part(to, places.row, 0..block.len(), 0..product.panels()) };
             start = block.end;
         }
     });
@@ -163,8 +216,8 @@ pub(crate) unsafe fn backward(
         let dk = dk.range(head * s.keys * s.d..(head + 1) * s.keys * s.d);
         let dv = dv.range(head * s.keys * s.d_v..(head + 1) * s.keys * s.d_v);
         let width = padded(s.keys);
-        let kt = transposed(k, s.keys, s.d, width);
-        let vt = transposed(v, s.keys, s.d_v, width);
+        let kt = transposed(k, s.d, s.keys, s.d, width);
+        let vt = transposed(v, s.d_v, s.keys, s.d_v, width);
         let k = pack_rows(k, s.d, s.keys, s.d);
         let mut p = Scratch::new(BLOCK.min(s.queries) * width);
         let mut ds = Scratch::new(BLOCK.min(s.queries) * width);
@@ -174,9 +227,9 @@ pub(crate) unsafe fn backward(
             let block = start.min(s.queries)..s.queries.min(start + BLOCK);
             let q = &q[block.start * s.d..block.end * s.d];
             let dy = &dy[block.start * s.d_v..block.end * s.d_v];
-            s.scores(q, s.d, &kt, width, &mut p);
+            s.scores(q, [s.d, block.len(), s.d], &kt, width, &mut p);
             s.normalise(&block, width, &mut p);
-            s.scores(dy, s.d_v, &vt, width, &mut ds);
+            s.scores(dy, [s.d_v, block.len(), s.d_v], &vt, width, &mut ds);
             let rows = p.chunks_exact(width).zip(ds.chunks_exact_mut(width));
             for (p, ds) in rows.take(block.len()) {
                 softmax_gradient(&p[..s.keys], s.scale, &mut ds[..s.keys]);

@@ -11,6 +11,7 @@ pub(crate) mod buffer;
 pub(crate) mod channels_last;
 pub(crate) mod conv;
 pub(crate) mod direct_conv;
+pub(crate) mod gelu;
 pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod optimizer;

@@ -181,6 +181,11 @@ impl StateDict {
         model_hash(&self.tensors.par_iter().map(hash).collect::<Vec<_>>())
     }
 
+    /// [`StoredTensor::release_pages`] of all tensors.
+    pub fn release_pages(&self) {
+        self.tensors.values().for_each(StoredTensor::release_pages);
+    }
+
     /// Checks that no floating-point tensor holds a NaN or an infinity.
     ///
     /// # Errors

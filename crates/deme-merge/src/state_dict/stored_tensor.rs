@@ -184,6 +184,18 @@ impl StoredTensor {
         Ok(Self { shape, ..self })
     }
 
+    /// Gives the memory that a mapped file's pages take back to the system: they are read from the file again
+    /// when they are used again. A tensor that is not mapped keeps its memory.
+    pub fn release_pages(&self) {
+        #[cfg(unix)]
+        if let Bytes::Mapped { file, range } = &self.bytes {
+            use memmap2::UncheckedAdvice::DontNeed;
+            // Advice that is not taken costs memory, never a result.
+            // SAFETY: the map is shared with the file and only ever read, so no change can be lost.
+            let _ = unsafe { file.unchecked_advise_range(DontNeed, range.start, range.len()) };
+        }
+    }
+
     /// Position and value of the first NaN or infinity; none in tensors that are not floating point.
     pub(crate) fn first_non_finite(&self) -> Option<(usize, f64)> {
         first_non_finite_of(self.dtype, self.bytes())
