@@ -5,6 +5,7 @@
 
 use crate::ClipError;
 use crate::config::{ClipConfig, ClipTextConfig, write_json};
+use crate::model::ClipModel;
 use crate::text_tower::ClipTextTransformer;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -94,6 +95,14 @@ impl ClipTextModel {
         let model = Self::new(config, &mut Init::zeros(device))?;
         load_state_dict(model, &prefixed)
             .map_err(|error| ClipError::Weights { path: "".into(), source: Box::new(error) })
+    }
+
+    /// The text tower of a whole CLIP.
+    pub fn of_clip(clip: &ClipModel) -> Self {
+        Self {
+            text_model: clip.text_model.clone(),
+            config: clip.config().text_config.clone(),
+        }
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing folder, as transformers'

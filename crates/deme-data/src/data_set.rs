@@ -245,6 +245,49 @@ impl DataSet {
         Err(DataError::Empty { what: example.name.clone() })
     }
 
+    /// Some pictures, prepared, in parallel.
+    ///
+    /// # Panics
+    /// When the range ends behind [`DataSet::len`].
+    ///
+    /// # Errors
+    /// As [`DataSet::load`].
+    pub fn prepared(
+        &self,
+        indices: Range<usize>,
+        preparation: &Preparation,
+    ) -> Result<Vec<Picture>, DataError> {
+        preparation.validate()?;
+        let mut broken = BrokenPictures::new(indices.len());
+        let pictures = self.prepared_among(indices, preparation, &mut broken)?;
+        broken.into_result()?;
+        Ok(pictures)
+    }
+
+    /// Those of some pictures that are not broken, prepared.
+    fn prepared_among(
+        &self,
+        indices: Range<usize>,
+        preparation: &Preparation,
+        broken: &mut BrokenPictures,
+    ) -> Result<Vec<Picture>, DataError> {
+        let stored = self.read(indices.clone(), preparation.resolution)?;
+        let examples = &self.examples[indices];
+        let prepared: Vec<Result<Picture, PictureError>> = stored
+            .into_par_iter()
+            .zip(examples)
+            .map(|(stored, example)| Ok(preparation.prepare(&stored.decode(&example.name)?)))
+            .collect();
+        let mut pictures = Vec::with_capacity(prepared.len());
+        for (example, picture) in examples.iter().zip(prepared) {
+            match picture {
+                Ok(picture) => pictures.push(picture),
+                Err(error) => broken.push(example, error),
+            }
+        }
+        Ok(pictures)
+    }
+
     /// Decodes and prepares all pictures, in parallel; the result does not depend on the number of
     /// threads.
     ///
@@ -269,18 +312,8 @@ impl DataSet {
         let mut images = Vec::with_capacity(picture_bytes * self.len());
         let mut broken = BrokenPictures::new(self.len());
         for chunk in self.chunks() {
-            let stored = self.read(chunk.clone(), preparation.resolution)?;
-            let examples = &self.examples[chunk.clone()];
-            let prepared: Vec<Result<Picture, PictureError>> = stored
-                .into_par_iter()
-                .zip(examples)
-                .map(|(stored, example)| Ok(preparation.prepare(&stored.decode(&example.name)?)))
-                .collect();
-            for (example, picture) in examples.iter().zip(prepared) {
-                match picture {
-                    Ok(picture) => images.extend_from_slice(&picture.pixels),
-                    Err(error) => broken.push(example, error),
-                }
+            for picture in self.prepared_among(chunk.clone(), preparation, &mut broken)? {
+                images.extend_from_slice(&picture.pixels);
             }
             observer(chunk.end);
         }

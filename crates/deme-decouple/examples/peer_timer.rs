@@ -82,7 +82,7 @@ impl Opened {
 
     fn micro_batch(&self) -> MicroBatch {
         let t = (0..self.batch).map(|i| i * 1000 / self.batch).collect();
-        MicroBatch { x_0: self.images(0), eps: self.images(1), t }
+        MicroBatch { x_0: self.images(0), eps: self.images(1), t, condition: () }
     }
 
     /// Peak memory of a few steps that begin with this model.
@@ -96,7 +96,7 @@ impl Opened {
     }
 
     fn run(&mut self, command: &[&str]) -> f64 {
-        let MicroBatch { x_0, eps, t } = self.micro_batch();
+        let MicroBatch { x_0, eps, t, condition } = self.micro_batch();
         match command {
             ["predict", from, to] => {
                 let values: Vec<f32> = std::fs::read(from)
@@ -118,7 +118,7 @@ impl Opened {
                 let mut finetuner =
                     self.train.take().unwrap_or_else(|| finetuner(self.model.unet.clone(), false));
                 let seconds = seconds(|| {
-                    finetuner.step([MicroBatch { x_0, eps, t }]).unwrap();
+                    finetuner.step([MicroBatch { x_0, eps, t, condition }]).unwrap();
                 });
                 self.train = Some(finetuner);
                 seconds
@@ -127,7 +127,7 @@ impl Opened {
                 let mut finetuner =
                     self.deme.take().unwrap_or_else(|| finetuner(self.model.unet.clone(), true));
                 let seconds = seconds(|| {
-                    finetuner.step([MicroBatch { x_0, eps, t }]).unwrap();
+                    finetuner.step([MicroBatch { x_0, eps, t, condition }]).unwrap();
                 });
                 self.deme = Some(finetuner);
                 seconds

@@ -9,7 +9,8 @@ use std::path::Path;
 
 use burn::tensor::Device;
 use deme_diffusion::{
-    NoiseSchedule, PredictionType, ProjectionError, ProjectionPlacement, TimestepRange, UNet2DModel,
+    NoisePredictor, NoiseSchedule, PredictionType, ProjectionError, ProjectionPlacement,
+    TimestepRange, UNet2DModel,
 };
 use deme_merge::{Dtype, StateDict, StateDictError, StoredTensor};
 use deme_nn::{AdamW, LoadError, OptimizerStateError, load_state_dict, to_state_dict};
@@ -25,12 +26,11 @@ use crate::train_state::{TrainState, TrainStateError};
 use crate::training_images::{DataError, TrainingImages, check_images};
 
 /// What is finetuned on what.
-#[derive(Clone, Copy)]
-pub struct FinetuneTask<'a> {
+pub struct FinetuneTask<'a, N: NoisePredictor = UNet2DModel> {
     /// theta, where finetuning starts.
-    pub start: &'a UNet2DModel,
+    pub start: &'a N,
     /// The frozen model of the consistency loss, normally `start`; unused when its weight is 0.
-    pub teacher: Option<&'a UNet2DModel>,
+    pub teacher: Option<&'a N>,
     /// The noise schedule of the pretrained model.
     pub schedule: &'a NoiseSchedule,
     /// What the model predicts.
@@ -38,10 +38,10 @@ pub struct FinetuneTask<'a> {
     /// The expert's timesteps.
     pub range: TimestepRange,
     /// The pictures.
-    pub data: &'a dyn TrainingImages,
+    pub data: &'a dyn TrainingImages<N::Condition>,
     /// The indices of so many pictures from an absolute position on: a pure function of both.
     pub order: &'a (dyn Fn(u64, usize) -> Vec<usize> + Sync),
-    /// Seed of timesteps, flips and noise.
+    /// Seed of timesteps, flips, dropped captions and noise.
     pub seed: u64,
 }
 
@@ -71,10 +71,10 @@ pub enum Event {
 
 /// The result of [`finetune()`].
 #[derive(Debug, Clone)]
-pub struct Finetuned {
+pub struct Finetuned<N = UNet2DModel> {
     /// theta_i: the moving average (without one, the last weights), with `folded` projections folded, so of
     /// the architecture it started from. `block` projections are still in it.
-    pub model: UNet2DModel,
+    pub model: N,
     /// The course of the losses.
     pub loss_log: LossLog,
 }
@@ -170,12 +170,12 @@ pub enum FinetuneError {
 /// # Errors
 /// [`FinetuneError`]: impossible settings and inputs before any work is done, losses that are not finite,
 /// a full disk, or the observer's wish.
-pub fn finetune(
+pub fn finetune<N: NoisePredictor>(
     config: &FinetuneConfig,
-    task: &FinetuneTask,
+    task: &FinetuneTask<N>,
     state_dir: &Path,
     observer: &mut dyn FnMut(Event) -> ControlFlow<()>,
-) -> Result<Finetuned, FinetuneError> {
+) -> Result<Finetuned<N>, FinetuneError> {
     let made_with = check(config, task)?;
     let device = task.start.device();
     let micro_batches = MicroBatches {
@@ -188,6 +188,7 @@ pub fn finetune(
         ),
         batch_size: config.batch_size,
         horizontal_flip: config.horizontal_flip,
+        caption_dropout: config.caption_dropout,
         seed: task.seed,
     };
     let student = task.start.clone().with_projection(config.projection)?;
@@ -202,7 +203,7 @@ pub fn finetune(
         }
     }
 
-    let prepared = |iteration: u64| -> Vec<MicroBatch> {
+    let prepared = |iteration: u64| -> Vec<MicroBatch<N::Condition>> {
         let first = iteration * config.gradient_accumulation;
         let numbers = first..first + config.gradient_accumulation;
         numbers.map(|k| micro_batches.at(k, &device)).collect()
@@ -241,25 +242,30 @@ pub fn finetune(
 }
 
 /// Refuses what cannot work, and returns all that the result depends on.
-fn check(config: &FinetuneConfig, task: &FinetuneTask) -> Result<Value, FinetuneError> {
+fn check<N: NoisePredictor>(
+    config: &FinetuneConfig,
+    task: &FinetuneTask<N>,
+) -> Result<Value, FinetuneError> {
     config.validate()?;
     let &FinetuneTask { start, schedule, range, .. } = task;
     let num_train_timesteps = schedule.num_train_timesteps();
     if range.is_empty() || range.high > num_train_timesteps {
         return Err(FinetuneError::Range { range, num_train_timesteps });
     }
-    let channels = |model: &UNet2DModel| [model.config().in_channels, model.config().out_channels];
-    let [in_channels, out_channels] = channels(start);
+    let [in_channels, out_channels] = start.channels();
     if in_channels != out_channels {
         return Err(FinetuneError::OutputChannels { in_channels, out_channels });
     }
     check_images(task.data, start)?;
+    if config.horizontal_flip && !task.data.can_be_mirrored() {
+        return Err(DataError::Mirrored.into());
+    }
     let weight = config.consistency_weight;
     let teacher = match task.teacher {
         _ if weight == 0.0 => None,
         None => return Err(FinetuneError::NoTeacher { weight }),
-        Some(teacher) if channels(teacher) != channels(start) => {
-            let (model, teacher) = (channels(start), channels(teacher));
+        Some(teacher) if teacher.channels() != start.channels() => {
+            let (model, teacher) = (start.channels(), teacher.channels());
             return Err(FinetuneError::TeacherChannels { model, teacher });
         }
         Some(teacher) => Some(identity(teacher, "teacher")?),
@@ -282,10 +288,10 @@ fn check(config: &FinetuneConfig, task: &FinetuneTask) -> Result<Value, Finetune
 }
 
 /// What tells a model from others; its weights must be finite.
-fn identity(model: &UNet2DModel, role: &'static str) -> Result<Value, FinetuneError> {
+fn identity<N: NoisePredictor>(model: &N, role: &'static str) -> Result<Value, FinetuneError> {
     let weights = to_state_dict(model);
     weights.check_finite().map_err(|source| FinetuneError::BrokenModel { role, source })?;
-    Ok(json!({ "architecture": model.config(), "weights": weights.content_hash() }))
+    Ok(json!({ "architecture": model.architecture(), "weights": weights.content_hash() }))
 }
 
 fn hash_of(values: &[f64]) -> String {
@@ -295,7 +301,7 @@ fn hash_of(values: &[f64]) -> String {
     StateDict::from_iter([("values".to_owned(), tensor)]).content_hash()
 }
 
-fn state_of(run: &Finetuner, log: &LossLog, made_with: &Value) -> TrainState {
+fn state_of<N: NoisePredictor>(run: &Finetuner<N>, log: &LossLog, made_with: &Value) -> TrainState {
     TrainState {
         iteration: run.iteration,
         student: to_state_dict(&run.student),
@@ -307,12 +313,12 @@ fn state_of(run: &Finetuner, log: &LossLog, made_with: &Value) -> TrainState {
 }
 
 /// Puts a checkpoint into a run that has just begun.
-fn resume(
-    mut run: Finetuner,
+fn resume<N: NoisePredictor>(
+    mut run: Finetuner<N>,
     config: &FinetuneConfig,
     state: TrainState,
     device: &Device,
-) -> Result<(Finetuner, LossLog), FinetuneError> {
+) -> Result<(Finetuner<N>, LossLog), FinetuneError> {
     if let Some(ema) = run.ema.take() {
         // Without an average in the file the load lists every parameter as missing.
         let average = load_state_dict(ema.model().clone(), &state.ema.unwrap_or_default())?;

@@ -2,7 +2,9 @@
 
 use burn::tensor::Tensor;
 use deme_diffusion::image_shards::image_shards;
-use deme_diffusion::{Denoiser, NoiseSchedule, PredictionType, ScheduleError, UNet2DModel};
+use deme_diffusion::{
+    DenoiserFn, NoisePredictor, NoiseSchedule, PredictionType, ScheduleError, UNet2DModel,
+};
 use deme_nn::{AdamW, Gradients, with_gradients};
 use rayon::prelude::*;
 use replace_with::replace_with_or_abort_and_return;
@@ -15,13 +17,13 @@ use crate::micro_batch::MicroBatch;
 
 /// A model in training with all that changes from step to step.
 #[derive(Debug, Clone)]
-pub struct Finetuner {
+pub struct Finetuner<N = UNet2DModel> {
     config: FinetuneConfig,
     schedule: NoiseSchedule,
     prediction: PredictionType,
-    teacher: Option<UNet2DModel>,
-    pub(crate) student: UNet2DModel,
-    pub(crate) ema: Option<Ema<UNet2DModel>>,
+    teacher: Option<N>,
+    pub(crate) student: N,
+    pub(crate) ema: Option<Ema<N>>,
     pub(crate) optimizer: AdamW,
     pub(crate) iteration: u64,
 }
@@ -77,13 +79,13 @@ pub enum StepError {
     Schedule(#[from] ScheduleError),
 }
 
-impl Finetuner {
+impl<N: NoisePredictor> Finetuner<N> {
     /// Starts at `student` (which carries its channel projections already), with `teacher` frozen. Without a
     /// teacher, or with a consistency weight of 0, there is no consistency loss.
     pub fn new(
         config: &FinetuneConfig,
-        student: UNet2DModel,
-        teacher: Option<&UNet2DModel>,
+        student: N,
+        teacher: Option<&N>,
         schedule: &NoiseSchedule,
         prediction: PredictionType,
     ) -> Self {
@@ -106,7 +108,7 @@ impl Finetuner {
     /// then as it was.
     pub fn step(
         &mut self,
-        micro_batches: impl IntoIterator<Item = MicroBatch>,
+        micro_batches: impl IntoIterator<Item = MicroBatch<N::Condition>>,
     ) -> Result<StepReport, StepError> {
         let iteration = self.iteration + 1;
         let (mut count, mut sum) = (0.0, None::<Losses>);
@@ -158,7 +160,10 @@ impl Finetuner {
 
     /// `|target - student(x_t, t)|^2 + weight |teacher(x_t, t) - student(x_t, t)|^2` and its gradient. The
     /// parts of the batch run at the same time; their sums have one order.
-    fn losses_and_gradients(&self, micro_batch: &MicroBatch) -> Result<Losses, StepError> {
+    fn losses_and_gradients(
+        &self,
+        micro_batch: &MicroBatch<N::Condition>,
+    ) -> Result<Losses, StepError> {
         let images = micro_batch.t.len() as f64;
         let shards = image_shards(&micro_batch.x_0);
         let parts = shards.into_par_iter().map(|range| {
@@ -173,10 +178,10 @@ impl Finetuner {
     /// The share of a part in the losses and the gradient of its batch.
     fn losses_and_gradients_of_part(
         &self,
-        part: MicroBatch,
+        part: MicroBatch<N::Condition>,
         share: f64,
     ) -> Result<Losses, StepError> {
-        let MicroBatch { x_0, eps, t } = part;
+        let MicroBatch { x_0, eps, t, condition } = part;
         let device = x_0.device();
         let x_t = self.schedule.add_noise(x_0.clone(), eps.clone(), &t)?;
         let target = self.prediction.target(x_0, eps, &self.schedule.rates(&t, &device)?);
@@ -189,11 +194,12 @@ impl Finetuner {
         )?;
 
         let live = with_gradients(&self.student);
-        let prediction = live.forward(x_t.clone(), &t);
+        let prediction = live.output(x_t.clone(), &t, condition.clone());
         let diffusion = diffusion_loss(prediction.clone(), target, weights);
         let consistency = self.teacher.as_ref().map(|teacher| {
-            let teacher: &dyn Denoiser = teacher;
-            consistency_loss(teacher, prediction, x_t, &t)
+            let teacher =
+                DenoiserFn(|x_t: Tensor<4>, t: &[usize]| teacher.output(x_t, t, condition.clone()));
+            consistency_loss(&teacher, prediction, x_t, &t)
         });
         let total = match &consistency {
             None => diffusion.clone(),
@@ -207,12 +213,12 @@ impl Finetuner {
     }
 
     /// The model in training, with its channel projections.
-    pub fn student(&self) -> &UNet2DModel {
+    pub fn student(&self) -> &N {
         &self.student
     }
 
     /// Its moving average, where there is one.
-    pub fn ema(&self) -> Option<&Ema<UNet2DModel>> {
+    pub fn ema(&self) -> Option<&Ema<N>> {
         self.ema.as_ref()
     }
 
@@ -222,7 +228,7 @@ impl Finetuner {
     }
 
     /// What finetuning results in: the moving average, or without one the student.
-    pub fn result(&self) -> &UNet2DModel {
+    pub fn result(&self) -> &N {
         self.ema.as_ref().map_or(&self.student, Ema::model)
     }
 }
@@ -269,6 +275,7 @@ mod tests {
             x_0: images(2, seed, &device).clamp(-1.0, 1.0),
             eps: images(2, seed + 1000, &device),
             t: vec![(seed as usize * 37) % 1000, 500],
+            condition: (),
         }
     }
 
@@ -308,6 +315,7 @@ mod tests {
             x_0: cat(|b| b.x_0.clone()),
             eps: cat(|b| b.eps.clone()),
             t: parts.iter().flat_map(|b| b.t.clone()).collect(),
+            condition: (),
         };
         let a = one.step([whole]).unwrap();
         let b = two.step(parts).unwrap();
@@ -323,6 +331,7 @@ mod tests {
             x_0: images(20, 1, &device).clamp(-1.0, 1.0),
             eps: images(20, 2, &device),
             t: (0..20).map(|i| i * 50).collect(),
+            condition: (),
         };
         let after_step = |threads: usize, micro_batches: Vec<MicroBatch>| {
             let mut finetuner = finetuner(&tiny_config(), true);

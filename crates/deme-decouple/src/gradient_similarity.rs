@@ -5,7 +5,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use deme_diffusion::{
-    NoiseSchedule, PredictionType, TimestepError, TimestepRange, UNet2DModel, standard_normal,
+    NoisePredictor, NoiseSchedule, PredictionType, TimestepError, TimestepRange, standard_normal,
 };
 use deme_nn::{Gradients, with_gradients};
 use serde::{Deserialize, Serialize};
@@ -62,12 +62,12 @@ pub enum GradientSimilarityError {
 ///
 /// # Errors
 /// [`GradientSimilarityError`].
-pub fn gradient_cosines(
+pub fn gradient_cosines<N: NoisePredictor>(
     config: &GradientSimilarityConfig,
-    model: &UNet2DModel,
+    model: &N,
     schedule: &NoiseSchedule,
     prediction: PredictionType,
-    data: &dyn TrainingImages,
+    data: &dyn TrainingImages<N::Condition>,
 ) -> Result<Vec<Vec<f64>>, GradientSimilarityError> {
     let &GradientSimilarityConfig { bins, batches, batch_size, .. } = config;
     for (key, count) in [("bins", bins), ("batches", batches), ("batch_size", batch_size)] {
@@ -91,12 +91,12 @@ pub fn gradient_cosines(
 }
 
 /// The mean gradient over one part, all parameters in the order of their names.
-fn mean_gradient(
+fn mean_gradient<N: NoisePredictor>(
     config: &GradientSimilarityConfig,
-    model: &UNet2DModel,
+    model: &N,
     schedule: &NoiseSchedule,
     prediction: PredictionType,
-    data: &dyn TrainingImages,
+    data: &dyn TrainingImages<N::Condition>,
     range: TimestepRange,
 ) -> Vec<f32> {
     let [c, h, w] = data.image_shape();
@@ -110,13 +110,16 @@ fn mean_gradient(
     for batch in 0..config.batches {
         let samples = batch * batch_size..(batch + 1) * batch_size;
         let t: Vec<usize> = timesteps[samples.clone()].iter().map(|t| range.low + t).collect();
-        let x_0 = tensor(samples.flat_map(|j| data.image_signed(j % data.len())).collect());
+        let pictures: Vec<_> = samples.map(|j| Some(j % data.len())).collect();
+        let condition = data.condition(&pictures, &device);
+        let x_0 = pictures.iter().flatten().flat_map(|&j| data.image_signed(j)).collect();
+        let x_0 = tensor(x_0);
         let eps = tensor(standard_normal(config.seed, batch as u64 + 1, shape.iter().product()));
         let inside = "timesteps are drawn inside the schedule";
         let x_t = schedule.add_noise(x_0.clone(), eps.clone(), &t).expect(inside);
         let target = prediction.target(x_0, eps, &schedule.rates(&t, &device).expect(inside));
         let live = with_gradients(model);
-        let loss = diffusion_loss(live.forward(x_t, &t), target, None);
+        let loss = diffusion_loss(live.output(x_t, &t, condition), target, None);
         let gradients = Gradients::of(&loss, &live);
         sum = Some(match sum {
             None => gradients,
@@ -139,6 +142,7 @@ mod tests {
     use super::*;
     use crate::test_models::{Pictures, schedule, tiny_unet};
     use burn::tensor::Device;
+    use deme_diffusion::UNet2DModel;
     use deme_nn::map_parameters;
 
     const CONFIG: GradientSimilarityConfig =

@@ -7,7 +7,7 @@
 use burn::tensor::{Tensor, TensorData};
 use deme_diffusion::image_shards::{image_shards, shard};
 use deme_diffusion::{
-    Denoiser, NoiseSchedule, PredictionType, TimestepRange, UNet2DModel, standard_normal,
+    Condition, NoisePredictor, NoiseSchedule, PredictionType, TimestepRange, standard_normal,
 };
 use deme_nn::{Gradients, with_gradients};
 use rand::SeedableRng;
@@ -51,15 +51,16 @@ impl LossProbeConfig {
 
 /// Noisy images with their timesteps and targets, ready for any number of models.
 #[derive(Debug, Clone)]
-pub struct LossProbe {
-    batches: Vec<ProbeBatch>,
+pub struct LossProbe<C = ()> {
+    batches: Vec<ProbeBatch<C>>,
 }
 
 #[derive(Debug, Clone)]
-struct ProbeBatch {
+struct ProbeBatch<C> {
     x_t: Tensor<4>,
     target: Tensor<4>,
     t: Vec<usize>,
+    condition: C,
 }
 
 /// Why there is no probe.
@@ -73,7 +74,7 @@ pub enum LossProbeError {
     Data(#[from] DataError),
 }
 
-impl LossProbe {
+impl<C: Condition> LossProbe<C> {
     /// Prepares `config.samples` noisy images for models like `model`.
     ///
     /// Sample j of M has a timestep drawn from the j-th of M equal parts of `[0, T)`, picture number j (in
@@ -81,10 +82,10 @@ impl LossProbe {
     ///
     /// # Errors
     /// [`LossProbeError`] for impossible settings, no pictures, or pictures the model does not take.
-    pub fn new(
+    pub fn new<N: NoisePredictor<Condition = C>>(
         config: &LossProbeConfig,
-        data: &dyn TrainingImages,
-        model: &UNet2DModel,
+        data: &dyn TrainingImages<C>,
+        model: &N,
         schedule: &NoiseSchedule,
         prediction: PredictionType,
     ) -> Result<Self, LossProbeError> {
@@ -101,23 +102,33 @@ impl LossProbe {
         let batches = samples.chunks(config.batch_size).map(|samples| {
             let t: Vec<usize> = samples.iter().map(|&j| timesteps[j]).collect();
             let image = |&j: &usize| data.image_signed(j % data.len());
+            let pictures: Vec<_> = samples.iter().map(|&j| Some(j % data.len())).collect();
+            let condition = data.condition(&pictures, &device);
             let noise = |&j: &usize| standard_normal(config.seed, j as u64 + 1, c * h * w);
             let x_0 = tensor(samples.iter().flat_map(image).collect(), t.len());
             let eps = tensor(samples.iter().flat_map(noise).collect(), t.len());
             let inside = "timesteps are drawn inside the schedule";
             let rates = schedule.rates(&t, &device).expect(inside);
             let x_t = schedule.add_noise(x_0.clone(), eps.clone(), &t).expect(inside);
-            ProbeBatch { x_t, target: prediction.target(x_0, eps, &rates), t }
+            ProbeBatch { x_t, target: prediction.target(x_0, eps, &rates), t, condition }
         });
         Ok(Self { batches: batches.collect() })
     }
 
     /// Mean squared error of each sample's prediction, with its timestep; timesteps ascend. Not finite where
     /// the model's output is not.
-    pub fn sample_losses(&self, model: &dyn Denoiser) -> Vec<(usize, f64)> {
+    pub fn sample_losses<N: NoisePredictor<Condition = C>>(&self, model: &N) -> Vec<(usize, f64)> {
+        self.sample_losses_of(|x_t, t, condition| model.inference(x_t, t, condition))
+    }
+
+    /// As [`Self::sample_losses`], of any function from noisy images, timesteps and condition to an output.
+    fn sample_losses_of(
+        &self,
+        output: impl Fn(Tensor<4>, &[usize], C) -> Tensor<4>,
+    ) -> Vec<(usize, f64)> {
         let mut losses = Vec::new();
-        for ProbeBatch { x_t, target, t } in &self.batches {
-            let squares = (model.predict(x_t.clone(), t) - target.clone()).square();
+        for ProbeBatch { x_t, target, t, condition } in &self.batches {
+            let squares = (output(x_t.clone(), t, condition.clone()) - target.clone()).square();
             let means = squares.flatten::<2>(1, 3).mean_dim(1).into_data();
             let means = means.try_into_vec::<f32>().expect("losses are f32");
             losses.extend(t.iter().copied().zip(means.into_iter().map(f64::from)));
@@ -126,20 +137,23 @@ impl LossProbe {
     }
 
     /// The mean over all samples.
-    pub fn loss(&self, model: &dyn Denoiser) -> f64 {
-        mean(self.sample_losses(model).into_iter().map(|(_, loss)| loss))
-            .expect("a probe has at least one sample")
+    pub fn loss<N: NoisePredictor<Condition = C>>(&self, model: &N) -> f64 {
+        mean_loss(&self.sample_losses(model))
     }
 
     /// [`Self::loss`] and its gradient for every parameter, by one backward pass for each batch. The loss
     /// differs from [`Self::loss`] by rounding alone.
-    pub fn loss_and_gradient(&self, model: &UNet2DModel) -> (f64, Gradients) {
+    pub fn loss_and_gradient<N: NoisePredictor<Condition = C>>(
+        &self,
+        model: &N,
+    ) -> (f64, Gradients) {
         let samples: usize = self.batches.iter().map(|batch| batch.t.len()).sum();
         let mut sum: Option<(f64, Gradients)> = None;
-        for ProbeBatch { x_t, target, t } in &self.batches {
+        for ProbeBatch { x_t, target, t, condition } in &self.batches {
             let parts = image_shards(x_t).into_par_iter().map(|range| {
                 let live = with_gradients(model);
-                let prediction = live.forward(shard(x_t, &range), &t[range.clone()]);
+                let condition = condition.part(&range);
+                let prediction = live.output(shard(x_t, &range), &t[range.clone()], condition);
                 let share = range.len() as f64 / samples as f64;
                 let loss = diffusion_loss(prediction, shard(target, &range), None) * share;
                 let gradients = Gradients::of(&loss, &live);
@@ -156,9 +170,9 @@ impl LossProbe {
     }
 
     /// The mean over the samples of each range; none for a range that holds no sample.
-    pub fn loss_per_range(
+    pub fn loss_per_range<N: NoisePredictor<Condition = C>>(
         &self,
-        model: &dyn Denoiser,
+        model: &N,
         ranges: &[TimestepRange],
     ) -> Vec<Option<f64>> {
         let losses = self.sample_losses(model);
@@ -185,6 +199,10 @@ pub(crate) fn stratified_timesteps(
         .collect()
 }
 
+fn mean_loss(losses: &[(usize, f64)]) -> f64 {
+    mean(losses.iter().map(|(_, loss)| *loss)).expect("a probe has at least one sample")
+}
+
 fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, count) = values.fold((0.0, 0u64), |(sum, count), value| (sum + value, count + 1));
     (count > 0).then(|| sum / count as f64)
@@ -196,7 +214,6 @@ mod tests {
     use super::*;
     use crate::test_models::{Pictures, schedule, tiny_unet};
     use burn::tensor::Device;
-    use deme_diffusion::DenoiserFn;
     use deme_nn::map_parameters;
     use proptest::prelude::*;
 
@@ -208,8 +225,8 @@ mod tests {
 
     #[test]
     fn predicting_nothing_costs_the_noises_variance() {
-        let nothing = DenoiserFn(|x: Tensor<4>, _: &[usize]| x.zeros_like());
-        let loss = probe(LossProbeConfig { samples: 64, ..Default::default() }).loss(&nothing);
+        let probe = probe(LossProbeConfig { samples: 64, ..Default::default() });
+        let loss = mean_loss(&probe.sample_losses_of(|x, _, ()| x.zeros_like()));
         // 64 * 192 squared standard normals: deviation sqrt(2 / 12288).
         assert!((loss - 1.0).abs() < 0.06, "{loss}");
     }

@@ -47,6 +47,7 @@ fn micro_batches(device: &Device) -> Vec<MicroBatch> {
         x_0: at_step(images, step, device),
         eps: at_step(noise, step, device),
         t: timesteps[step * batch_size..][..batch_size].iter().map(|&t| t as usize).collect(),
+        condition: (),
     });
     batches.collect()
 }

@@ -29,6 +29,7 @@ use std::ops::Range;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
+use crate::denoiser::{ConditionalDenoiser, Denoiser};
 use crate::model_config::ModelConfigError;
 use crate::unet::{ProjectionError, ProjectionPlacement, UNet2DModel};
 use crate::unet_2d_condition::UNet2DConditionModel;
@@ -63,6 +64,16 @@ pub trait NoisePredictor: Module + Sync {
     /// x_t: `[B, C, H, W]`; t: one per image; condition: of B images; returns `[B, C, H, W]`.
     fn output(&self, x_t: Tensor<4>, t: &[usize], condition: Self::Condition) -> Tensor<4>;
 
+    /// As [`output`](Self::output), of a model without gradients; the parts of a batch run at the same time (see
+    /// [`image_shards`](crate::image_shards)).
+    fn inference(&self, x_t: Tensor<4>, t: &[usize], condition: Self::Condition) -> Tensor<4>;
+
+    /// Channels of the images it takes, and of its output.
+    fn channels(&self) -> [usize; 2];
+
+    /// The configuration, which tells architectures apart.
+    fn architecture(&self) -> serde_json::Value;
+
     /// Checks that images (or latents) of shape `[C, H, W]` pass through.
     ///
     /// # Errors
@@ -95,6 +106,18 @@ impl NoisePredictor for UNet2DModel {
         self.forward(x_t, t)
     }
 
+    fn inference(&self, x_t: Tensor<4>, t: &[usize], (): ()) -> Tensor<4> {
+        self.predict(x_t, t)
+    }
+
+    fn channels(&self) -> [usize; 2] {
+        [self.config().in_channels, self.config().out_channels]
+    }
+
+    fn architecture(&self) -> serde_json::Value {
+        serde_json::to_value(self.config()).expect("a configuration is plain data")
+    }
+
     fn check_image_shape(&self, shape: [usize; 3]) -> Result<(), ModelConfigError> {
         self.config().check_image_shape(shape)
     }
@@ -121,6 +144,18 @@ impl NoisePredictor for UNet2DConditionModel {
 
     fn output(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
         self.forward(x_t, t, condition)
+    }
+
+    fn inference(&self, x_t: Tensor<4>, t: &[usize], condition: Tensor<3>) -> Tensor<4> {
+        self.predict(x_t, t, condition)
+    }
+
+    fn channels(&self) -> [usize; 2] {
+        [self.config().in_channels, self.config().out_channels]
+    }
+
+    fn architecture(&self) -> serde_json::Value {
+        serde_json::to_value(self.config()).expect("a configuration is plain data")
     }
 
     fn check_image_shape(&self, shape: [usize; 3]) -> Result<(), ModelConfigError> {

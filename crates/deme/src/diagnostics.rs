@@ -9,7 +9,9 @@ use deme_data::DataError;
 use deme_decouple::loss_probe::LossProbeError;
 use deme_decouple::{FinetuneError, ImpossibleValue, StepError, TrainStateError};
 use deme_diffusion::ProjectionError;
-use deme_diffusion::{CheckpointError, SampleError, ScheduleError, UNetConfigError};
+use deme_diffusion::{
+    CheckpointError, GuidanceError, SampleError, ScheduleError, UNetConfigError,
+};
 use deme_eval::EvalError;
 use deme_merge::{MergeError, SearchError, StateDictError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
@@ -105,6 +107,9 @@ pub enum Problem {
     /// From finetuning.
     #[error(transparent)]
     Finetune(#[from] FinetuneError),
+    /// From guidance.
+    #[error(transparent)]
+    Guidance(#[from] GuidanceError),
     /// From sampling.
     #[error(transparent)]
     Sample(#[from] SampleError),

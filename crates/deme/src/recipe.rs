@@ -7,7 +7,10 @@ use std::path::Path;
 use deme_clip::TinyClipConfig;
 use deme_data::{DataConfig, Preparation, SplitConfig};
 use deme_decouple::FinetuneConfig;
-use deme_diffusion::{SamplerConfig, SchedulerConfig, TimestepRange, UNet2DConfig};
+use deme_diffusion::{
+    GuidanceConfig, SamplerConfig, SchedulerConfig, TimestepRange, UNet2DConditionConfig,
+    UNet2DConfig,
+};
 use deme_eval::ExtractorConfig;
 use deme_merge::{LandscapeConfig, ParameterGroups, SearchConfig};
 use miette::NamedSource;
@@ -55,17 +58,39 @@ pub struct Recipe {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainedSection {
-    /// `scratch`, a diffusers folder, or `hub:owner/name`.
+    /// `scratch`, a diffusers folder, or `hub:owner/name`; for text to image also a single file of Stable
+    /// Diffusion 1.
     pub from: String,
+    /// What the model does.
+    #[serde(default)]
+    pub task: Task,
     /// With `from = "scratch"`: the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unet: Option<UNet2DConfig>,
+    /// With `from = "scratch"` and `task = "text-to-image"`: the network. It works on pixels, and its texts are
+    /// encoded by the text tower of the run's own CLIP, whose width is `cross_attention_dim`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditional_unet: Option<UNet2DConditionConfig>,
+    /// Layers at the end of the text encoder that are left out (`clip_skip` less 1, where that counts from 1).
+    #[serde(default)]
+    pub skipped_layers: usize,
     /// The noise schedule and prediction type; with a folder, only where it names none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<SchedulerConfig>,
     /// With `from = "scratch"`: the training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub training: Option<FinetuneConfig>,
+}
+
+/// What a model makes pictures of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Noise alone.
+    #[default]
+    Unconditional,
+    /// Noise and the pictures' captions.
+    TextToImage,
 }
 
 /// The experts.
@@ -222,7 +247,11 @@ impl Default for SearchObjective {
 pub struct SamplingSection {
     /// The sampler and its steps.
     pub sampler: SamplerConfig,
-    /// Images per row of the report.
+    /// How strongly the prompt guides, for text to image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<GuidanceConfig>,
+    /// Images per row of the report. For text to image, image i is drawn for the caption of picture i of the
+    /// report's (or the search's) pictures, which repeat where there are fewer.
     pub images: usize,
     /// Image i comes from seed `first_seed + i`.
     #[serde(default)]
@@ -243,15 +272,34 @@ pub struct EvaluationSection {
     /// Whose features are compared. When absent, a small CLIP is trained on the captions and judges.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extractor: Option<ExtractorConfig>,
-    /// The CLIP that is trained when no extractor is given.
+    /// The CLIP of the CLIP score, for text to image. When absent, the run's own small CLIP, where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_score: Option<ClipScoreConfig>,
+    /// The CLIP that is trained when no extractor is given, or a text encoder is needed.
     pub tiny_clip: TinyClipConfig,
     /// Noisy images for the table of held-out losses per range.
     pub loss_images: usize,
 }
 
+/// The CLIP that scores pictures with their prompts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipScoreConfig {
+    /// Hugging Face's folder, weights of open_clip, or `hub:owner/name`.
+    pub weights: String,
+    /// open_clip's name of the architecture, where the weights do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+}
+
 impl Default for EvaluationSection {
     fn default() -> Self {
-        Self { extractor: None, tiny_clip: TinyClipConfig::default(), loss_images: 1024 }
+        Self {
+            extractor: None,
+            clip_score: None,
+            tiny_clip: TinyClipConfig::default(),
+            loss_images: 1024,
+        }
     }
 }
 
@@ -289,6 +337,22 @@ impl Recipe {
         })
     }
 
+    /// Whether pictures are made of captions.
+    pub fn is_text_to_image(&self) -> bool {
+        self.pretrained.task == Task::TextToImage
+    }
+
+    /// Whether the run trains a CLIP: to judge, or to encode texts.
+    pub fn trains_clip(&self) -> bool {
+        self.evaluation.extractor.is_none()
+            || (self.is_text_to_image() && self.pretrained.from == "scratch")
+    }
+
+    /// The guidance of text to image.
+    pub fn guidance(&self) -> GuidanceConfig {
+        self.sampling.guidance.unwrap_or_default()
+    }
+
     /// The sampler of the search: the evaluation's, with the search's number of steps.
     pub fn search_sampler(&self) -> SamplerConfig {
         let mut sampler = self.sampling.sampler.clone();
@@ -319,6 +383,94 @@ impl Recipe {
         })
     }
 
+    /// The network to train, or none beside a given one.
+    fn check_pretrained(&self) -> Result<(), Problem> {
+        let impossible = |message: String, help: String| Problem::Impossible { message, help };
+        let PretrainedSection { from, unet, conditional_unet, training, .. } = &self.pretrained;
+        let (wanted, other) = match self.is_text_to_image() {
+            true => ("conditional_unet", "unet"),
+            false => ("unet", "conditional_unet"),
+        };
+        let present = [("unet", unet.is_some()), ("conditional_unet", conditional_unet.is_some())];
+        let has = |key: &str| present.contains(&(key, true));
+        if has(other) {
+            return Err(impossible(
+                format!("pretrained.{other} is not the network of this pretrained.task"),
+                format!("describe the network in pretrained.{wanted}, or change pretrained.task"),
+            ));
+        }
+        match training {
+            Some(training) if from == "scratch" && has(wanted) => {
+                training.validate().map_err(|source| Problem::ImpossibleValue {
+                    section: "pretrained.training",
+                    source,
+                })?;
+            }
+            None if from != "scratch" && !has(wanted) => {}
+            _ if from == "scratch" => {
+                return Err(impossible(
+                    format!(
+                        "pretrained.from = \"scratch\" without pretrained.{wanted} and pretrained.training"
+                    ),
+                    "say which network to train and how, or name a diffusers folder in pretrained.from"
+                        .into(),
+                ));
+            }
+            _ => {
+                return Err(impossible(
+                    format!("pretrained.from = {from:?} beside a network to train"),
+                    format!(
+                        "remove pretrained.{wanted} and pretrained.training, or set pretrained.from = \"scratch\""
+                    ),
+                ));
+            }
+        }
+        if let Some(unet) = unet {
+            unet.check()?;
+        }
+        if let Some(unet) = conditional_unet {
+            unet.check()?;
+            let width = self.evaluation.tiny_clip.hidden_size;
+            let blocks = 0..unet.block_out_channels.len();
+            let mut widths = blocks.map(|block| unet.cross_attention_dim.at(block));
+            if let Some(other) = widths.find(|&dim| dim != width) {
+                return Err(impossible(
+                    format!(
+                        "the network looks at texts of width {other} (cross_attention_dim), the run's CLIP \
+                         gives {width} (evaluation.tiny_clip.hidden_size)"
+                    ),
+                    "make them the same".into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Keys that mean something for text to image only.
+    fn check_text_to_image(&self) -> Result<(), Problem> {
+        if self.is_text_to_image() {
+            return Ok(self.guidance().check()?);
+        }
+        let dropout = |config: &FinetuneConfig| config.caption_dropout > 0.0;
+        let keys = [
+            ("sampling.guidance", self.sampling.guidance.is_some()),
+            ("evaluation.clip_score", self.evaluation.clip_score.is_some()),
+            ("pretrained.skipped_layers", self.pretrained.skipped_layers > 0),
+            ("decouple.finetune.caption_dropout", dropout(&self.decouple.finetune)),
+            (
+                "pretrained.training.caption_dropout",
+                self.pretrained.training.as_ref().is_some_and(dropout),
+            ),
+        ];
+        match keys.iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((key, _)) => Err(Problem::Impossible {
+                message: format!("{key} means nothing to a model that sees no captions"),
+                help: format!("remove {key}, or set pretrained.task = \"text-to-image\""),
+            }),
+        }
+    }
+
     fn validate(&self) -> Result<(), Problem> {
         let impossible = |message: String, help: &str| {
             Err(Problem::Impossible { message, help: help.to_owned() })
@@ -327,31 +479,8 @@ impl Recipe {
         let in_section = |section| move |source| Problem::ImpossibleValue { section, source };
         self.decouple.finetune.validate().map_err(in_section("decouple.finetune"))?;
         let scratch = self.pretrained.from == "scratch";
-        match (&self.pretrained.unet, &self.pretrained.training) {
-            (Some(_), Some(training)) if scratch => {
-                training.validate().map_err(in_section("pretrained.training"))?;
-            }
-            (None, None) if !scratch => {}
-            _ if scratch => {
-                return impossible(
-                    "pretrained.from = \"scratch\" without pretrained.unet and pretrained.training"
-                        .into(),
-                    "say which network to train and how, or name a diffusers folder in pretrained.from",
-                );
-            }
-            _ => {
-                return impossible(
-                    format!(
-                        "pretrained.from = {:?} beside a network to train",
-                        self.pretrained.from
-                    ),
-                    "remove pretrained.unet and pretrained.training, or set pretrained.from = \"scratch\"",
-                );
-            }
-        }
-        if let Some(unet) = &self.pretrained.unet {
-            unet.check()?;
-        }
+        self.check_pretrained()?;
+        self.check_text_to_image()?;
         if self.decouple.ranges == 0 {
             return impossible(
                 "decouple.ranges = 0".into(),

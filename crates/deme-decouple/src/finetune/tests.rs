@@ -7,7 +7,9 @@ use deme_nn::{map_parameters, parameter_shapes};
 
 use super::*;
 use crate::ema::EmaConfig;
-use crate::test_models::{Pictures, in_turn, schedule, tiny_config, tiny_unet};
+use crate::test_models::{
+    CaptionedPictures, Pictures, in_turn, schedule, tiny_conditional_unet, tiny_config, tiny_unet,
+};
 use crate::train_state::remove_train_state;
 
 /// A task's inputs, owned.
@@ -341,4 +343,53 @@ fn a_loss_that_explodes_names_its_iteration_and_keeps_the_last_checkpoint() {
     let made_with = check(&wild, &inputs.task()).unwrap();
     let kept = TrainState::load(folder.path(), &made_with).unwrap().unwrap();
     assert!((1..20).contains(&kept.iteration), "{}", kept.iteration);
+}
+
+/// Finetunes the conditional UNet; killed after the second iteration when `killed`, and run again.
+fn text_to_image(config: &FinetuneConfig, killed: bool) -> Result<StateDict, FinetuneError> {
+    let device = Device::flex();
+    let (start, schedule) = (tiny_conditional_unet(1, &device), schedule());
+    let data = CaptionedPictures(Pictures::new(5, 8));
+    let task = FinetuneTask {
+        start: &start,
+        teacher: Some(&start),
+        schedule: &schedule,
+        prediction: PredictionType::Epsilon,
+        range: TimestepRange { low: 250, high: 500 },
+        data: &data,
+        order: &in_turn,
+        seed: 9,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let run = |kill: bool| {
+        finetune(config, &task, folder.path(), &mut |event| match event {
+            Event::Iteration { iteration: 2, .. } if kill => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        })
+    };
+    if killed {
+        assert!(matches!(run(true), Err(FinetuneError::Interrupted { iteration: 2 })));
+    }
+    Ok(to_state_dict(&run(false)?.model))
+}
+
+#[test]
+fn a_conditional_model_learns_with_every_technique_and_resumes_to_the_same_bytes() {
+    for projection in [ProjectionPlacement::Folded, ProjectionPlacement::Block] {
+        let config = FinetuneConfig { projection, caption_dropout: 0.3, ..tiny_config() };
+        let whole = text_to_image(&config, false).unwrap();
+        assert_eq!(text_to_image(&config, true).unwrap().content_hash(), whole.content_hash());
+        let has_matrices = whole.iter().any(|(name, _)| name.starts_with("projection."));
+        assert_eq!(has_matrices, projection == ProjectionPlacement::Block);
+        // The captions reach the weights: without them it learns something else.
+        let without = FinetuneConfig { caption_dropout: 1.0, ..config };
+        assert_ne!(text_to_image(&without, false).unwrap().content_hash(), whole.content_hash());
+    }
+}
+
+#[test]
+fn latents_cannot_be_mirrored() {
+    let config = FinetuneConfig { horizontal_flip: true, ..tiny_config() };
+    let error = text_to_image(&config, false).unwrap_err();
+    assert!(error.to_string().contains("horizontal_flip"), "{error}");
 }

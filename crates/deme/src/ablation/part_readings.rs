@@ -603,6 +603,8 @@ pub fn pretrained(recipe: &Recipe, text: &str) -> Reading {
     let mut overrides = vec![format!("pretrained.from={from:?}")];
     let section = &recipe.pretrained;
     overrides.extend(section.unet.is_some().then(|| "pretrained.unet=".to_owned()));
+    let conditional = section.conditional_unet.is_some();
+    overrides.extend(conditional.then(|| "pretrained.conditional_unet=".to_owned()));
     overrides.extend(section.training.is_some().then(|| "pretrained.training=".to_owned()));
     Ok(Setting::new(from, overrides))
 }

@@ -5,13 +5,11 @@ use std::path::Path;
 
 use deme_clip::{CaptionedImages, Clip, EMBEDDING_BATCH, train_tiny_clip};
 use deme_data::{Picture, PreparedImages, grid, write_png};
-use deme_decouple::{LossProbe, LossProbeConfig};
-use deme_diffusion::{
-    Denoiser, RangeEnsemble, SamplerConfig, SchedulerConfig, UNet2DModel, load_pipeline, sample,
-};
+use deme_decouple::LossProbeConfig;
 use deme_eval::{
-    ClipExtractor, FeatureExtractor, FeatureStats, Measurement, Protocol, SOFTWARE,
-    bootstrap_spread, frechet_distance, frechet_metric, stream_features,
+    ClipExtractor, ClipScore, FeatureExtractor, FeatureStats, Measurement, Protocol, SOFTWARE,
+    bootstrap_spread, clip_scores, frechet_distance, frechet_metric, prepare_for_clip,
+    stream_features,
 };
 use deme_merge::{Dtype, StateDict, StoredTensor};
 use serde::{Deserialize, Serialize};
@@ -21,9 +19,11 @@ use crate::extractors;
 use crate::feature_sets::IN_MEMORY;
 use crate::progress::Progress;
 use crate::report::RealDistance;
-use crate::run_dir::{resume_folder, seed_for, write_json};
+use crate::recipe::ClipScoreConfig;
+use crate::run_dir::{read_json, resume_folder, seed_for, write_json};
 
-use super::finetuning::Part;
+use super::drawing::{Drawing, Prompts, Source};
+use super::network::{Network, Probe};
 use super::{Context, Plan, RowPlan};
 
 /// Pictures of a grid in the report, square.
@@ -44,14 +44,17 @@ pub struct DataFacts {
 
 /// Counts, example captions, and a grid of real pictures of the report's part.
 pub fn describe_data(context: &Context<'_>, folder: &Path) -> Result<(), Problem> {
-    let images = context.prepared()?;
-    let split = context.split();
-    write_grid(&folder.join("grid.png"), images, &split.report)?;
-    let captions = split.report.iter().filter_map(|&index| images.captions[index].clone());
+    let (data, split) = (context.data(), context.split());
+    let shown = split.report.iter().take(GRID_SIDE * GRID_SIDE);
+    write_grid(
+        &folder.join("grid.png"),
+        &shown.map(|&index| context.reader()(index)).collect::<Result<Vec<_>, _>>()?,
+    )?;
+    let captions = split.report.iter().filter_map(|&index| data.example(index).caption.clone());
     let facts = DataFacts {
-        pictures: images.len(),
+        pictures: data.len(),
         parts: [split.train.len(), split.search.len(), split.report.len()],
-        captions: images.captions.iter().all(Option::is_some),
+        captions: data.has_captions(),
         examples: captions.take(5).collect(),
     };
     write_json(&folder.join("data.json"), &facts)
@@ -86,7 +89,8 @@ pub fn train_clip(context: &Context<'_>, folder: &Path) -> Result<(), Problem> {
     write_json(&folder.join("clip_report.json"), &trained.report)
 }
 
-/// A row's pictures: `images.safetensors` with `images`, U8 [N, H, W, 3], and `grid.png`.
+/// A row's pictures: `images.safetensors` with `images`, U8 [N, H, W, 3], `grid.png`, and of text to image
+/// `prompts.json`, the caption each is drawn for.
 pub fn samples(
     context: &Context<'_>,
     plan: &Plan,
@@ -94,20 +98,11 @@ pub fn samples(
     folder: &Path,
 ) -> Result<(), Problem> {
     let sampling = &context.recipe.sampling;
-    let models = row.models.iter().map(|path| load(context, path));
-    let mut models: Vec<UNet2DModel> = models.collect::<Result<_, _>>()?;
-    let ensemble;
-    let denoiser: &dyn Denoiser = match models.as_slice() {
-        [model] => model,
-        _ => {
-            let experts = std::mem::take(&mut models);
-            ensemble = RangeEnsemble::new(experts, plan.scheduler.num_train_timesteps)
-                .expect("there is one expert per range");
-            &ensemble
-        }
-    };
+    let models = row.models.iter().map(|path| Network::load(plan.task, path, &context.device));
+    let prompts = Prompts::of(context, plan, &context.split().report)?;
     let drawing = Drawing {
-        denoiser,
+        source: Source::of(plan, models.collect::<Result<_, _>>()?),
+        prompts: prompts.as_ref(),
         scheduler: &plan.scheduler,
         sampler: &sampling.sampler,
         first_seed: sampling.first_seed,
@@ -117,82 +112,17 @@ pub fn samples(
     let mut progress = Progress::start(context.voice, &format!("sampling {}", row.id), total);
     let pictures = drawing.draw_resumably(context, &resume_folder(folder)?, &mut progress)?;
     progress.finish(&format!("{} images", sampling.images));
-    let shown: Vec<usize> = (0..pictures.len()).collect();
-    write_grid(&folder.join("grid.png"), &pictures, &shown)?;
+    let shown = 0..pictures.len().min(GRID_SIDE * GRID_SIDE);
+    let shown: Vec<Picture> = shown.map(|index| pictures.picture(index)).collect();
+    write_grid(&folder.join("grid.png"), &shown)?;
+    if let Some(prompts) = &prompts {
+        write_json(&folder.join(PROMPTS_FILE), &prompts.captions(context, pictures.len()))?;
+    }
     save_pictures(&folder.join("images.safetensors"), &pictures)
 }
 
-/// Pictures to be drawn from a model.
-pub struct Drawing<'a> {
-    /// The model.
-    pub denoiser: &'a dyn Denoiser,
-    /// Its schedule.
-    pub scheduler: &'a SchedulerConfig,
-    /// The sampler.
-    pub sampler: &'a SamplerConfig,
-    /// Image i comes from seed `first_seed + i`.
-    pub first_seed: u64,
-    /// How many.
-    pub images: usize,
-}
-
-impl Drawing<'_> {
-    /// Draws all images.
-    pub fn draw(&self, context: &Context<'_>) -> Result<PreparedImages, Problem> {
-        self.draw_part(context, 0, self.images)
-    }
-
-    /// Draws images `from..to`.
-    fn draw_part(
-        &self,
-        context: &Context<'_>,
-        from: usize,
-        to: usize,
-    ) -> Result<PreparedImages, Problem> {
-        let resolution = context.recipe.preparation.resolution;
-        let side = resolution as usize;
-        let seeds = (from..to).map(|i| self.first_seed.wrapping_add(i as u64));
-        let drawn = sample(
-            self.denoiser,
-            self.scheduler,
-            self.sampler,
-            [3, side, side],
-            &seeds.collect::<Vec<u64>>(),
-            context.recipe.sampling.batch_size,
-            &context.device,
-            &mut |_| {},
-        )?;
-        let names: Vec<String> = (from..to).map(|i| i.to_string()).collect();
-        let mut images = Vec::new();
-        for (name, image) in names.iter().zip(&drawn) {
-            images.extend(Picture::from_signed(name, image, resolution, resolution)?.pixels);
-        }
-        Ok(PreparedImages { resolution, images, captions: vec![None; names.len()], names })
-    }
-
-    /// Draws all images, keeping each finished batch in `resume`.
-    fn draw_resumably(
-        &self,
-        context: &Context<'_>,
-        resume: &Path,
-        progress: &mut Progress,
-    ) -> Result<PreparedImages, Problem> {
-        let resolution = context.recipe.preparation.resolution;
-        let batch_size = context.recipe.sampling.batch_size;
-        let mut images = Vec::new();
-        for from in (0..self.images).step_by(batch_size) {
-            let to = (from + batch_size).min(self.images);
-            let part = resume.join(format!("images-{from}-{to}.safetensors"));
-            if !part.is_file() {
-                save_pictures(&part, &self.draw_part(context, from, to)?)?;
-            }
-            images.extend(load_pictures(&part)?.images);
-            progress.at(to as u64, "");
-        }
-        let names: Vec<String> = (0..self.images).map(|i| i.to_string()).collect();
-        Ok(PreparedImages { resolution, images, captions: vec![None; names.len()], names })
-    }
-}
+/// The captions of a row's pictures, in the folder of its samples.
+pub const PROMPTS_FILE: &str = "prompts.json";
 
 /// How often the generated images are resampled for the spread.
 pub const BOOTSTRAP_DRAWS: u64 = 50;
@@ -204,9 +134,14 @@ pub struct RowMetrics {
     pub feature_dim: usize,
     /// The numbers and how each was made.
     pub measurements: Vec<Measurement>,
+    /// The mean CLIP score of the pictures with the different captions of other pictures, where there is a CLIP
+    /// score.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shuffled_clip_score: Option<f64>,
 }
 
-/// A row's Fréchet distance to the report's pictures, with the spread over resampled images.
+/// A row's Fréchet distance to the report's pictures, with the spread over resampled images; for text to image also
+/// its CLIP score.
 pub fn metrics(
     context: &Context<'_>,
     plan: &Plan,
@@ -215,10 +150,9 @@ pub fn metrics(
 ) -> Result<(), Problem> {
     let progress = Progress::start(context.voice, &format!("metrics {}", row.id), 0);
     let extractor = judge(context, plan)?;
-    let generated = load_pictures(&row.samples.folder().join("images.safetensors"))?;
-    let all: Vec<usize> = (0..generated.len()).collect();
-    let generated = features(&*extractor, &generated, &all)?;
-    let real = features(&*extractor, context.prepared()?, &context.split().report)?;
+    let pictures = load_pictures(&row.samples.folder().join("images.safetensors"))?;
+    let generated = features_of(&*extractor, &pictures)?;
+    let real = features(context, &*extractor, &context.split().report)?;
     let reference = FeatureStats::of(&real)?;
     let distance = frechet_distance(&FeatureStats::of(&generated)?, &reference)?;
     let seed = seed_for(context.recipe.seed, "bootstrap");
@@ -242,7 +176,7 @@ pub fn metrics(
             sampler: Some(sampling.sampler.kind.name().to_owned()),
             steps: Some(sampling.sampler.steps),
             eta: Some(sampling.sampler.eta),
-            guidance: None,
+            guidance: context.recipe.is_text_to_image().then(|| context.recipe.guidance().scale),
             first_seed: Some(sampling.first_seed),
             ema: Some(context.recipe.decouple.finetune.ema.enabled),
             software: SOFTWARE.to_owned(),
@@ -250,9 +184,95 @@ pub fn metrics(
             model_hash: Some(row.samples.key.to_string()),
         },
     };
-    progress.finish(&format!("{} {:.4}", frechet_metric(extractor.name()), measurement.value));
-    let metrics = RowMetrics { feature_dim: extractor.dim(), measurements: vec![measurement] };
+    let mut said = format!("{} {:.4}", frechet_metric(extractor.name()), measurement.value);
+    let mut metrics = RowMetrics {
+        feature_dim: extractor.dim(),
+        measurements: vec![measurement],
+        shuffled_clip_score: None,
+    };
+    if let Some(clip) = score_clip(context, plan)? {
+        let prompts: Vec<String> = read_json(&row.samples.folder().join(PROMPTS_FILE))?;
+        let found = scores_with_prompts(&clip, &pictures, &prompts)?;
+        said += &format!(", CLIP score {:.2}", found.own.mean);
+        let alike = &metrics.measurements[0].protocol;
+        let protocol = Protocol {
+            metric: CLIP_SCORE.to_owned(),
+            extractor: Some("clip".to_owned()),
+            extractor_hash: Some(clip.model.weights_hash()),
+            resizing: Some(clip.preprocessor.description()),
+            reference_format: None,
+            reference_count: None,
+            reference_hash: None,
+            ..alike.clone()
+        };
+        metrics.measurements.push(Measurement {
+            value: found.own.mean,
+            std_error: found.own.std_error,
+            notes: Vec::new(),
+            protocol,
+        });
+        metrics.shuffled_clip_score = found.shuffled;
+    }
+    progress.finish(&said);
     write_json(&folder.join("metrics.json"), &metrics)
+}
+
+/// The metric's name in `metrics.json`.
+pub const CLIP_SCORE: &str = "clip_score";
+
+/// The CLIP of the CLIP score: the recipe's, or the one the run trained; none where pictures have no captions of
+/// their own.
+fn score_clip(context: &Context<'_>, plan: &Plan) -> Result<Option<Clip>, Problem> {
+    if !context.recipe.is_text_to_image() {
+        return Ok(None);
+    }
+    match (&context.recipe.evaluation.clip_score, &plan.clip) {
+        (Some(ClipScoreConfig { weights, architecture }), _) => {
+            let path = extractors::resolve(weights)?;
+            Ok(Some(Clip::open(&path, architecture.as_deref(), &context.device)?))
+        }
+        (None, Some(slot)) => Ok(Some(Clip::load(&slot.folder().join("clip"), &context.device)?)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// CLIP scores of pictures with prompts.
+struct PromptScores {
+    /// Each picture with its own prompt.
+    own: ClipScore,
+    /// Mean over each picture with all other prompts whose words are different; none where all are the same.
+    shuffled: Option<f64>,
+}
+
+fn scores_with_prompts(
+    clip: &Clip,
+    pictures: &PreparedImages,
+    prompts: &[String],
+) -> Result<PromptScores, Problem> {
+    let mut different: Vec<&str> = prompts.iter().map(String::as_str).collect();
+    different.sort_unstable();
+    different.dedup();
+    let (texts, _) = clip.caption_embeds(&different)?;
+    let mut images = Vec::with_capacity(pictures.len());
+    for from in (0..pictures.len()).step_by(EMBEDDING_BATCH) {
+        let batch = from..(from + EMBEDDING_BATCH).min(pictures.len());
+        let prepared: Vec<Vec<f32>> = batch
+            .map(|index| prepare_for_clip(&clip.preprocessor, &pictures.picture(index)))
+            .collect();
+        let prepared: Vec<&[f32]> = prepared.iter().map(Vec::as_slice).collect();
+        images.extend(clip.image_embeds(&prepared)?);
+    }
+    let mut own = Vec::with_capacity(images.len());
+    let mut others = (0.0, 0u64);
+    for (image, prompt) in images.into_iter().zip(prompts) {
+        let scores = clip_scores(&vec![image; texts.len()], &texts)?;
+        let mine = different.binary_search(&prompt.as_str()).expect("the prompt is among them");
+        own.push(scores[mine]);
+        others.0 += scores.iter().sum::<f64>() - scores[mine];
+        others.1 += scores.len() as u64 - 1;
+    }
+    let shuffled = (others.1 > 0).then(|| others.0 / others.1 as f64);
+    Ok(PromptScores { own: ClipScore::of(&own)?, shuffled })
 }
 
 /// The distance of training pictures, as many as are generated where there are so many, to the report's:
@@ -260,10 +280,10 @@ pub fn metrics(
 pub fn real_distance(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
     let progress = Progress::start(context.voice, "real pictures", 0);
     let extractor = judge(context, plan)?;
-    let (train, pictures) = (&context.split().train, context.prepared()?);
+    let train = &context.split().train;
     let train = &train[..train.len().min(context.recipe.sampling.images)];
     let stats = |indices: &[usize]| -> Result<FeatureStats, Problem> {
-        Ok(FeatureStats::of(&features(&*extractor, pictures, indices)?)?)
+        Ok(FeatureStats::of(&features(context, &*extractor, indices)?)?)
     };
     let distance = frechet_distance(&stats(train)?, &stats(&context.split().report)?)?.distance;
     progress.finish(&format!("{} {distance:.4}", frechet_metric(extractor.name())));
@@ -284,15 +304,31 @@ pub fn judge(context: &Context<'_>, plan: &Plan) -> Result<Box<dyn FeatureExtrac
     }
 }
 
-/// The features of the pictures at `indices`.
+/// The features of the run's pictures at `indices`.
 pub fn features(
+    context: &Context<'_>,
     extractor: &dyn FeatureExtractor,
-    pictures: &PreparedImages,
     indices: &[usize],
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    let mut features = Vec::with_capacity(indices.len());
-    let read = |position: usize| Ok::<_, Problem>(pictures.picture(indices[position]));
-    stream_features(extractor, indices.len(), EMBEDDING_BATCH, &read, &mut |_, found| {
+    let picture = context.reader();
+    collect_features(extractor, indices.len(), &|position| picture(indices[position]))
+}
+
+/// The features of generated pictures.
+pub fn features_of(
+    extractor: &dyn FeatureExtractor,
+    pictures: &PreparedImages,
+) -> Result<Vec<Vec<f32>>, Problem> {
+    collect_features(extractor, pictures.len(), &|index| Ok(pictures.picture(index)))
+}
+
+fn collect_features(
+    extractor: &dyn FeatureExtractor,
+    count: usize,
+    read: &(dyn Fn(usize) -> Result<Picture, Problem> + Sync),
+) -> Result<Vec<Vec<f32>>, Problem> {
+    let mut features = Vec::with_capacity(count);
+    stream_features(extractor, count, EMBEDDING_BATCH, &read, &mut |_, found| {
         features.push(found?.feature);
         Ok(())
     })?;
@@ -310,10 +346,11 @@ pub fn range_losses(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result
     let images = context.recipe.evaluation.loss_images;
     let single: Vec<&RowPlan> = plan.rows.iter().filter(|row| row.models.len() == 1).collect();
     let mut progress = Progress::start(context.voice, "losses per range", single.len() as u64);
-    let probe = loss_probe(context, plan, &context.split().report, images, seed)?;
+    let config = LossProbeConfig { samples: images, seed, ..LossProbeConfig::default() };
+    let probe = Probe::new(context, plan, &context.split().report, &config)?;
     let mut table: Vec<(String, Vec<f64>)> = Vec::new();
     for (done, row) in single.iter().enumerate() {
-        let model = load(context, &row.models[0])?;
+        let model = Network::load(plan.task, &row.models[0], &context.device)?;
         let losses = probe.loss_per_range(&model, &plan.ranges);
         let losses: Option<Vec<f64>> = losses.into_iter().collect();
         let losses = losses.ok_or_else(|| Problem::Impossible {
@@ -329,36 +366,13 @@ pub fn range_losses(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result
     write_json(&folder.join("range_losses.json"), &table)
 }
 
-/// A probe of the loss on the pictures at `indices`.
-pub fn loss_probe(
-    context: &Context<'_>,
-    plan: &Plan,
-    indices: &[usize],
-    samples: usize,
-    seed: u64,
-) -> Result<LossProbe, Problem> {
-    let config = LossProbeConfig { samples, seed, ..LossProbeConfig::default() };
-    let data = Part::new(context, indices)?;
-    let model = load(context, &plan.pretrained.folder().join("model"))?;
-    let schedule = plan.scheduler.noise_schedule()?;
-    Ok(LossProbe::new(&config, &data, &model, &schedule, plan.scheduler.prediction_type)?)
-}
-
-/// Loads a model an earlier stage left.
-pub fn load(context: &Context<'_>, folder: &Path) -> Result<UNet2DModel, Problem> {
-    Ok(load_pipeline(&folder.to_string_lossy(), &context.device)?.unet)
-}
-
-/// A grid of the first pictures.
-fn write_grid(path: &Path, pictures: &PreparedImages, indices: &[usize]) -> Result<(), Problem> {
-    let shown = indices.iter().take(GRID_SIDE * GRID_SIDE).map(|&i| pictures.picture(i));
-    let shown: Vec<Picture> = shown.collect();
-    let sheet = grid(&shown, GRID_SIDE, 1, [255; 3])?;
+fn write_grid(path: &Path, shown: &[Picture]) -> Result<(), Problem> {
+    let sheet = grid(shown, GRID_SIDE, 1, [255; 3])?;
     Ok(write_png(path, &sheet)?)
 }
 
 /// `images`, U8 [N, H, W, 3].
-fn save_pictures(path: &Path, pictures: &PreparedImages) -> Result<(), Problem> {
+pub fn save_pictures(path: &Path, pictures: &PreparedImages) -> Result<(), Problem> {
     let side = pictures.resolution as usize;
     let shape = vec![pictures.len(), side, side, 3];
     let mut state = StateDict::default();
@@ -367,7 +381,7 @@ fn save_pictures(path: &Path, pictures: &PreparedImages) -> Result<(), Problem> 
 }
 
 /// Reads what [`save_pictures`] wrote.
-fn load_pictures(path: &Path) -> Result<PreparedImages, Problem> {
+pub fn load_pictures(path: &Path) -> Result<PreparedImages, Problem> {
     let state = StateDict::load(path)?;
     let broken =
         |reason: &str| Problem::BrokenArtefact { path: path.to_owned(), reason: reason.to_owned() };

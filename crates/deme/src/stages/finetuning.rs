@@ -1,21 +1,29 @@
 //! The stages that train: pretraining from scratch, the experts, the joint baseline.
 //!
-//! Each leaves `model/` (a diffusers folder) and `losses.json`.
+//! Each leaves `model/` and `losses.json`. `model/` is a diffusers folder; of a text-to-image run the pretrained
+//! model has the whole pipeline, the others the UNet alone.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use burn::tensor::Device;
 use deme_data::{EpochOrder, PreparedImages};
-use deme_decouple::{Event, FinetuneConfig, FinetuneTask, TrainingImages, finetune};
-use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DModel, save_pipeline};
+use deme_decouple::{
+    Event, FinetuneConfig, FinetuneTask, Finetuned, LossLog, TrainingImages, finetune,
+};
+use deme_diffusion::{
+    NoisePredictor, SchedulerConfig, TextToImagePipeline, TimestepRange, UNet2DConditionModel,
+    UNet2DModel, save_pipeline,
+};
 use deme_nn::Init;
 
 use crate::diagnostics::Problem;
 use crate::progress::Progress;
 use crate::run_dir::{resume_folder, seed_for, write_json};
 
-use super::evaluate::load;
-use super::plan::given_pretrained;
+use super::encodings::{CaptionedPart, Encoders, Encodings};
+use super::network::Network;
+use super::plan::{Given, given_pretrained};
 use super::{Context, Plan};
 
 /// One part of the pictures.
@@ -46,25 +54,44 @@ impl TrainingImages for Part<'_> {
         self.images.image_signed(self.indices[index])
     }
 
+    fn condition(&self, _: &[Option<usize>], _: &Device) {}
+
     fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
 }
 
 /// The pretrained model: given, or trained from scratch.
-pub fn pretrained(context: &Context<'_>, folder: &Path) -> Result<(), Problem> {
-    if let Some((unet, scheduler)) = given_pretrained(context)? {
-        return Ok(save_pipeline(&folder.join("model"), &unet, &scheduler)?);
+pub fn pretrained(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
+    let target = folder.join("model");
+    match given_pretrained(context)? {
+        Some(Given::Unconditional(unet, scheduler)) => {
+            return Ok(save_pipeline(&target, &unet, &scheduler)?);
+        }
+        Some(Given::TextToImage(pipeline)) => return Ok(pipeline.save(&target)?),
+        None => {}
     }
     let section = &context.recipe.pretrained;
-    let unet = section.unet.as_ref().expect("a recipe from scratch has a network");
-    let training = section.training.as_ref().expect("a recipe from scratch has a training");
+    let config = section.training.as_ref().expect("a recipe from scratch has a training");
     let seed = seed_for(context.recipe.seed, "pretraining");
-    let start = UNet2DModel::new(unet, &mut Init::new(seed, &context.device))?;
-    let scheduler = section.scheduler.clone().unwrap_or_default();
-    let whole = TimestepRange { low: 0, high: scheduler.num_train_timesteps };
-    let training = Training { name: "pretraining", config: training, range: whole, seed };
-    train(context, training, &start, None, &scheduler, folder)
+    let init = &mut Init::new(seed, &context.device);
+    let network = match (&section.unet, &section.conditional_unet) {
+        (Some(unet), _) => Network::Unconditional(UNet2DModel::new(unet, init)?),
+        (None, Some(unet)) => Network::TextToImage(UNet2DConditionModel::new(unet, init)?),
+        (None, None) => unreachable!("a recipe from scratch has a network"),
+    };
+    let whole = TimestepRange { low: 0, high: plan.scheduler.num_train_timesteps };
+    let training = Training { name: "pretraining", config, range: whole, seed };
+    let (trained, losses) = train(context, plan, training, &network, false, folder)?;
+    match trained {
+        Network::Unconditional(unet) => save_pipeline(&target, &unet, &plan.scheduler)?,
+        Network::TextToImage(unet) => {
+            let Encoders { text_encoder, tokenizer, vae } = Encoders::load(context, plan)?;
+            let scheduler = plan.scheduler.clone();
+            TextToImagePipeline { unet, vae, text_encoder, tokenizer, scheduler }.save(&target)?;
+        }
+    }
+    write_json(&folder.join("losses.json"), &losses)
 }
 
 /// One expert, on its own range.
@@ -74,26 +101,24 @@ pub fn expert(
     index: usize,
     folder: &Path,
 ) -> Result<(), Problem> {
-    let model = load(context, &plan.pretrained.folder().join("model"))?;
     let training = Training {
         name: &format!("expert {}", index + 1),
         config: &context.recipe.decouple.finetune,
         range: plan.ranges[index],
         seed: seed_for(context.recipe.seed, &format!("expert {index}")),
     };
-    train(context, training, &model, Some(&model), &plan.scheduler, folder)
+    finetune_pretrained(context, plan, training, true, folder)
 }
 
 /// The joint baseline: the whole range, the total number of iterations.
 pub fn joint(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), Problem> {
-    let model = load(context, &plan.pretrained.folder().join("model"))?;
     let training = Training {
         name: "joint",
         config: &context.recipe.joint_finetune(),
         range: TimestepRange { low: 0, high: plan.scheduler.num_train_timesteps },
         seed: seed_for(context.recipe.seed, "joint"),
     };
-    train(context, training, &model, None, &plan.scheduler, folder)
+    finetune_pretrained(context, plan, training, false, folder)
 }
 
 /// What distinguishes one training from another.
@@ -104,24 +129,63 @@ struct Training<'a> {
     seed: u64,
 }
 
-fn train(
+fn finetune_pretrained(
     context: &Context<'_>,
+    plan: &Plan,
     training: Training<'_>,
-    start: &UNet2DModel,
-    teacher: Option<&UNet2DModel>,
-    scheduler: &SchedulerConfig,
+    has_teacher: bool,
     folder: &Path,
 ) -> Result<(), Problem> {
+    let pretrained = plan.pretrained.folder().join("model");
+    let start = Network::load(plan.task, &pretrained, &context.device)?;
+    let (finetuned, losses) = train(context, plan, training, &start, has_teacher, folder)?;
+    finetuned.save(&folder.join("model"), &plan.scheduler)?;
+    write_json(&folder.join("losses.json"), &losses)
+}
+
+/// Trains a network on the training pictures; the network it starts from is the teacher, where there is one.
+fn train(
+    context: &Context<'_>,
+    plan: &Plan,
+    training: Training<'_>,
+    start: &Network,
+    has_teacher: bool,
+    folder: &Path,
+) -> Result<(Network, LossLog), Problem> {
+    let pictures = &context.split().train;
+    match start {
+        Network::Unconditional(start) => {
+            let data = Part::new(context, pictures)?;
+            let trained = train_on(context, plan, training, start, has_teacher, &data, folder)?;
+            Ok((Network::Unconditional(trained.model), trained.loss_log))
+        }
+        Network::TextToImage(start) => {
+            let encodings = Encodings::open(plan)?;
+            let data = CaptionedPart::new(context, plan, &encodings, pictures)?;
+            let trained = train_on(context, plan, training, start, has_teacher, &data, folder)?;
+            Ok((Network::TextToImage(trained.model), trained.loss_log))
+        }
+    }
+}
+
+fn train_on<N: NoisePredictor>(
+    context: &Context<'_>,
+    plan: &Plan,
+    training: Training<'_>,
+    start: &N,
+    has_teacher: bool,
+    data: &dyn TrainingImages<N::Condition>,
+    folder: &Path,
+) -> Result<Finetuned<N>, Problem> {
     let Training { name, config, range, seed } = training;
-    let data = Part::new(context, &context.split().train)?;
     let order = EpochOrder::new(data.len(), seed);
     let task = FinetuneTask {
         start,
-        teacher,
-        schedule: &scheduler.noise_schedule()?,
-        prediction: scheduler.prediction_type,
+        teacher: has_teacher.then_some(start),
+        schedule: &plan.scheduler.noise_schedule()?,
+        prediction: plan.scheduler.prediction_type,
         range,
-        data: &data,
+        data,
         order: &|position, count| order.batch(position, count),
         seed,
     };
@@ -136,8 +200,6 @@ fn train(
         }
         ControlFlow::Continue(())
     })?;
-    save_pipeline(&folder.join("model"), &finetuned.model, scheduler)?;
-    write_json(&folder.join("losses.json"), &finetuned.loss_log)?;
     progress.finish(&format!("loss {last:.4}"));
-    Ok(())
+    Ok(finetuned)
 }

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use burn::tensor::Device;
-use deme_decouple::LossProbe;
-use deme_diffusion::{UNet2DModel, load_pipeline, save_pipeline};
+use deme_decouple::LossProbeConfig;
+use deme_diffusion::{TextToImagePipeline, save_pipeline};
 use deme_eval::{FeatureStats, frechet_distance};
 use deme_merge::weight_search::{
     Decision, Objective, SearchEvent, SearchStage, TwoStageConfig, ValueAndGradient,
@@ -14,7 +14,6 @@ use deme_merge::{
     MergeMethod, MergePlan, ParameterGroups, SearchResult, SearchTask, StateDict, merge,
     search_weights, task_vector_statistics,
 };
-use deme_nn::{load_state_dict, to_state_dict, with_values};
 use serde::{Deserialize, Serialize};
 
 use crate::diagnostics::Problem;
@@ -22,41 +21,43 @@ use crate::progress::{Progress, Voice, say};
 use crate::recipe::SearchObjective;
 use crate::run_dir::{read_json, seed_for, write_json};
 
-use super::evaluate::{Drawing, features, judge, loss_probe};
+use super::drawing::{Drawing, Prompts, Source};
+use super::evaluate::{features, features_of, judge};
+use super::network::{Network, Probe};
 use super::{Context, Plan};
 
 /// theta and the experts. With the `block` placement the experts carry projection matrices; theta then
 /// gets identities, which change nothing, so that all have the same tensors.
 struct Models {
-    pretrained: UNet2DModel,
+    pretrained: Network,
     experts: Vec<StateDict>,
 }
 
 impl Models {
     fn load(plan: &Plan, device: &Device) -> Result<Self, Problem> {
-        let load = |folder: &Path| load_pipeline(&folder.join("model").to_string_lossy(), device);
-        let mut pretrained = load(plan.pretrained.folder())?.unet;
+        let load = |folder: &Path| Network::load(plan.task, &folder.join("model"), device);
+        let mut pretrained = load(plan.pretrained.folder())?;
         let mut experts = Vec::new();
         for expert in &plan.experts {
             let expert = load(expert.folder())?;
-            let placement = expert.unet.config().channel_projection;
-            if pretrained.config().channel_projection != placement {
+            let placement = expert.projection_placement();
+            if pretrained.projection_placement() != placement {
                 pretrained = pretrained.with_projection(placement)?;
             }
-            experts.push(to_state_dict(&expert.unet));
+            experts.push(expert.state_dict());
         }
         Ok(Self { pretrained, experts })
     }
 
     fn theta_pre(&self) -> StateDict {
-        to_state_dict(&self.pretrained)
+        self.pretrained.state_dict()
     }
 
     fn merge_into(self, plan: &Plan, method: &MergeMethod, folder: &Path) -> Result<(), Problem> {
         let merged = merge(&self.theta_pre(), &self.experts, method)?;
-        let unet = load_state_dict(self.pretrained, &merged);
-        let unet = unet.expect("a merged model has theta's names and shapes");
-        Ok(save_pipeline(&folder.join("model"), &unet, &plan.scheduler)?)
+        let network = self.pretrained.with_state_dict(&merged);
+        let network = network.expect("a merged model has theta's names and shapes");
+        network.save(&folder.join("model"), &plan.scheduler)
     }
 }
 
@@ -133,7 +134,7 @@ pub struct FoundWeights {
 
 /// Merged models in memory: theta and the task vectors, ready for any weights.
 struct Candidates {
-    pretrained: UNet2DModel,
+    pretrained: Network,
     merging: MergePlan,
 }
 
@@ -145,10 +146,10 @@ impl Candidates {
         Ok(Self { pretrained: models.pretrained, merging })
     }
 
-    fn at(&self, weights: &[f64]) -> Result<UNet2DModel, Problem> {
+    fn at(&self, weights: &[f64]) -> Result<Network, Problem> {
         let values = self.merging.at(weights)?.into_iter();
         let values = values.map(|(name, _, values)| (name, values)).collect();
-        Ok(with_values(self.pretrained.clone(), values))
+        Ok(self.pretrained.clone().with_values(values))
     }
 
     fn task<'a>(&self, objective: &'a str, log_path: &'a Path) -> SearchTask<'a> {
@@ -169,7 +170,7 @@ impl Candidates {
 /// The diffusion loss on the search's pictures.
 struct LossObjective<'a> {
     candidates: &'a Candidates,
-    probe: LossProbe,
+    probe: Probe,
 }
 
 impl<'a> LossObjective<'a> {
@@ -180,7 +181,8 @@ impl<'a> LossObjective<'a> {
         images: usize,
     ) -> Result<Self, Problem> {
         let seed = seed_for(context.recipe.seed, "search");
-        let probe = loss_probe(context, plan, &context.split().search, images, seed)?;
+        let config = LossProbeConfig { samples: images, seed, ..LossProbeConfig::default() };
+        let probe = Probe::new(context, plan, &context.split().search, &config)?;
         Ok(Self { candidates, probe })
     }
 }
@@ -210,21 +212,22 @@ fn frechet<'a>(
     images: usize,
 ) -> Result<impl Objective<Error = Problem> + 'a, Problem> {
     let extractor = judge(context, plan)?;
-    let reference = features(&*extractor, context.prepared()?, &context.split().search)?;
+    let reference = features(context, &*extractor, &context.split().search)?;
     let reference = FeatureStats::of(&reference)?;
     let sampler = context.recipe.search_sampler();
+    let prompts = Prompts::of(context, plan, &context.split().search)?;
     Ok(move |weights: &[f64]| -> Result<f64, Problem> {
         let model = candidates.at(weights)?;
         let drawing = Drawing {
-            denoiser: &model,
+            source: Source::of(plan, vec![model]),
+            prompts: prompts.as_ref(),
             scheduler: &plan.scheduler,
             sampler: &sampler,
             first_seed: seed_for(context.recipe.seed, "search"),
             images,
         };
         let drawn = drawing.draw(context)?;
-        let all: Vec<usize> = (0..drawn.len()).collect();
-        let features = features(&*extractor, &drawn, &all)?;
+        let features = features_of(&*extractor, &drawn)?;
         Ok(frechet_distance(&FeatureStats::of(&features)?, &reference)?.distance)
     })
 }
@@ -360,7 +363,14 @@ pub fn task_vectors(plan: &Plan, folder: &Path) -> Result<(), Problem> {
 /// Puts the merged model where the user looks for it: `merged/` in the run's folder.
 pub fn export(plan: &Plan, root: &Path) -> Result<(), Problem> {
     let device = Device::flex();
-    let merged = load_pipeline(&plan.merged.folder().join("model").to_string_lossy(), &device)?;
     let target = root.join("merged");
-    Ok(save_pipeline(&target, &merged.unet, &plan.scheduler)?)
+    match Network::load(plan.task, &plan.merged.folder().join("model"), &device)? {
+        Network::Unconditional(unet) => save_pipeline(&target, &unet, &plan.scheduler)?,
+        Network::TextToImage(unet) => {
+            let whole = plan.pretrained.folder().join("model");
+            let whole = TextToImagePipeline::load(&whole.to_string_lossy(), &device)?;
+            TextToImagePipeline { unet, ..whole }.save(&target)?;
+        }
+    }
+    Ok(())
 }

@@ -1,11 +1,14 @@
 //! The pipeline: which stages a recipe has, in which order, and what each reads and writes.
 //!
-//! data -> CLIP, pretrained -> N experts, joint -> search, landscape -> merged models -> samples ->
+//! data -> CLIP, pretrained (of captions: and encodings) -> N experts, joint -> search, landscape -> merged models -> samples ->
 //! metrics -> report. A stage reads and writes artefacts in its folder and knows no other stage's code.
 
+mod drawing;
+mod encodings;
 mod evaluate;
 mod finetuning;
 mod merging;
+mod network;
 mod plan;
 mod rows;
 mod summary;
@@ -15,7 +18,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use burn::tensor::Device;
-use deme_data::{DataSet, PreparedImages, Split};
+use deme_data::{DataSet, Picture, PreparedImages, Split};
 use serde_json::json;
 
 use crate::diagnostics::Problem;
@@ -49,6 +52,15 @@ impl<'a> Context<'a> {
     /// Opens the data; no picture is decoded before a stage needs it.
     pub fn open(recipe: &'a Recipe, device: Device, voice: Voice) -> Result<Self, Problem> {
         let data = DataSet::open(&recipe.data)?;
+        if recipe.is_text_to_image() && !data.has_captions() {
+            return Err(Problem::Impossible {
+                message: "the pictures have no captions, and text to image is learnt from captions"
+                    .into(),
+                help: "add captions (for a folder, a metadata.jsonl with file_name and text), or set \
+                       pretrained.task = \"unconditional\""
+                    .into(),
+            });
+        }
         if recipe.evaluation.extractor.is_none() && !data.has_captions() {
             return Err(Problem::Impossible {
                 message: "the pictures have no captions, so no CLIP can be trained to judge with"
@@ -70,6 +82,24 @@ impl<'a> Context<'a> {
         assert_eq!(part(self.recipe), part(recipe), "the pictures are shared");
         let (device, pictures) = (self.device.clone(), Rc::clone(&self.pictures));
         Context { recipe, device, voice: self.voice, pictures }
+    }
+
+    /// The opened data.
+    pub fn data(&self) -> &DataSet {
+        &self.pictures.data
+    }
+
+    /// Reads single prepared pictures: out of memory where all of them are there already.
+    pub fn reader(&self) -> impl Fn(usize) -> Result<Picture, Problem> + Sync + '_ {
+        let Pictures { data, prepared, .. } = &*self.pictures;
+        let (prepared, preparation) = (prepared.get(), &self.recipe.preparation);
+        move |index| match prepared {
+            Some(prepared) => Ok(prepared.picture(index)),
+            None => {
+                let one = data.prepared(index..index + 1, preparation)?;
+                Ok(one.into_iter().next().expect("a range of one picture"))
+            }
+        }
     }
 
     /// A hash of all pictures and captions.
@@ -138,7 +168,18 @@ fn stages<'a>(context: &'a Context<'a>, plan: &'a Plan) -> Vec<(&'a StageSlot, W
     if let Some(clip) = &plan.clip {
         stages.push((clip, Box::new(|folder| evaluate::train_clip(context, folder))));
     }
-    stages.push((&plan.pretrained, Box::new(|folder| finetuning::pretrained(context, folder))));
+    let pretrained: Work<'a> = Box::new(|folder| finetuning::pretrained(context, plan, folder));
+    let encodings =
+        plan.encodings.as_ref().map(|slot| -> (&StageSlot, Work<'a>) {
+            (slot, Box::new(|folder| encodings::encode(context, plan, folder)))
+        });
+    if plan.pretrains() {
+        stages.extend(encodings);
+        stages.push((&plan.pretrained, pretrained));
+    } else {
+        stages.push((&plan.pretrained, pretrained));
+        stages.extend(encodings);
+    }
     for (index, expert) in plan.experts.iter().enumerate() {
         let work = move |folder: &Path| finetuning::expert(context, plan, index, folder);
         stages.push((expert, Box::new(work)));

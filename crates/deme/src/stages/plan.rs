@@ -3,18 +3,22 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use deme_diffusion::{SchedulerConfig, TimestepRange, UNet2DConfig, UNet2DModel, load_pipeline};
+use deme_diffusion::{
+    SchedulerConfig, TextToImagePipeline, TimestepRange, UNet2DConditionModel, UNet2DModel,
+    load_pipeline,
+};
 use deme_merge::LandscapeConfig;
-use deme_nn::{Init, parameter_shapes, to_state_dict};
+use deme_nn::{Init, to_state_dict};
 use serde_json::json;
 
 use crate::diagnostics::Problem;
 use crate::extractors;
-use crate::recipe::PretrainedSection;
+use crate::recipe::{PretrainedSection, Task};
 use crate::report::RowKind;
 use crate::run_dir::{StageSlot, seed_for};
 
 use super::Context;
+use super::network::Network;
 
 /// Every stage of a run.
 pub struct Plan {
@@ -24,6 +28,8 @@ pub struct Plan {
     pub clip: Option<StageSlot>,
     /// The pretrained model.
     pub pretrained: StageSlot,
+    /// Captions and latents as a text-to-image network sees them.
+    pub encodings: Option<StageSlot>,
     /// One expert per range.
     pub experts: Vec<StageSlot>,
     /// The joint baseline.
@@ -46,6 +52,8 @@ pub struct Plan {
     pub real_distance: StageSlot,
     /// Held-out losses per range.
     pub range_losses: StageSlot,
+    /// What the models do.
+    pub task: Task,
     /// The experts' ranges.
     pub ranges: Vec<TimestepRange>,
     /// The noise schedule and prediction type.
@@ -84,9 +92,8 @@ impl Plan {
             let inputs: Vec<_> = inputs.iter().map(|slot| &slot.key).collect();
             StageSlot::new(root, name, part, &inputs)
         };
-        let Pretrained { part: pretrained_part, unet, scheduler, parameters, num_groups } =
+        let Pretrained { part: pretrained_part, scheduler, parameters, num_groups } =
             Pretrained::of(context)?;
-        check_resolution(context, &unet)?;
         let ranges = recipe.ranges(scheduler.num_train_timesteps)?;
         if recipe.merge.weights.is_none() {
             recipe.check_search(num_groups)?;
@@ -100,14 +107,11 @@ impl Plan {
             "split": recipe.split,
         });
         let data = slot("data", &data_part, &[]);
-        let clip = match &recipe.evaluation.extractor {
-            Some(_) => None,
-            None => Some(slot(
-                "clip",
-                &json!({ "config": recipe.evaluation.tiny_clip, "seed": seed_for(seed, "clip") }),
-                &[&data],
-            )),
-        };
+        let clip = recipe.trains_clip().then(|| {
+            let part =
+                json!({ "config": recipe.evaluation.tiny_clip, "seed": seed_for(seed, "clip") });
+            slot("clip", &part, &[&data])
+        });
         // What lies at its weights' path decides an extractor's features, not the path.
         let extractor = match &recipe.evaluation.extractor {
             Some(config) => {
@@ -118,7 +122,35 @@ impl Plan {
             }
             None => json!(null),
         };
-        let pretrained = slot("pretrained", &pretrained_part, &[&data]);
+        let clip_score = match &recipe.evaluation.clip_score {
+            Some(config) => {
+                let weights = extractors::content_hash(&extractors::resolve(&config.weights)?)?;
+                json!({ "weights": weights, "architecture": config.architecture })
+            }
+            None => json!(null),
+        };
+        let scratch = recipe.pretrained.from == "scratch";
+        let encodings_part = json!({
+            "skipped_layers": recipe.pretrained.skipped_layers,
+            "seed": seed_for(seed, "latents"),
+        });
+        let text_to_image = recipe.is_text_to_image();
+        let (pretrained, encodings) = match (text_to_image, scratch) {
+            (false, _) => (slot("pretrained", &pretrained_part, &[&data]), None),
+            (true, true) => {
+                let clip = clip.as_ref().expect("text encoders from scratch are trained");
+                let encodings = slot("encodings", &encodings_part, &[&data, clip]);
+                let inputs = [&data, clip, &encodings];
+                (slot("pretrained", &pretrained_part, &inputs), Some(encodings))
+            }
+            (true, false) => {
+                let pretrained = slot("pretrained", &pretrained_part, &[]);
+                let encodings = slot("encodings", &encodings_part, &[&data, &pretrained]);
+                (pretrained, Some(encodings))
+            }
+        };
+        let mut training_inputs = vec![&data, &pretrained];
+        training_inputs.extend(&encodings);
         let experts: Vec<StageSlot> = ranges
             .iter()
             .enumerate()
@@ -128,7 +160,7 @@ impl Plan {
                     "range": [range.low, range.high],
                     "seed": seed_for(seed, &format!("expert {index}")),
                 });
-                slot(&format!("expert-{}", index + 1), &part, &[&data, &pretrained])
+                slot(&format!("expert-{}", index + 1), &part, &training_inputs)
             })
             .collect();
         let joint = recipe.joint.enabled.then(|| {
@@ -136,7 +168,7 @@ impl Plan {
                 "finetune": recipe.joint_finetune(),
                 "seed": seed_for(seed, "joint"),
             });
-            slot("joint", &part, &[&data, &pretrained])
+            slot("joint", &part, &training_inputs)
         });
 
         let judge: Vec<&StageSlot> = clip.iter().collect();
@@ -144,6 +176,7 @@ impl Plan {
         merge_inputs.extend(&experts);
         let search = recipe.merge.weights.is_none().then(|| {
             let mut inputs = vec![&data];
+            inputs.extend(&encodings);
             inputs.extend(&merge_inputs);
             let mut part = json!({
                 "groups": recipe.merge.groups,
@@ -155,12 +188,16 @@ impl Plan {
                 inputs.extend(&judge);
                 part["sampler"] = json!(recipe.sampling.sampler);
                 part["extractor"] = extractor.clone();
+                if text_to_image {
+                    part["guidance"] = json!(recipe.guidance());
+                }
             }
             slot("search", &part, &inputs)
         });
         let landscape = recipe.merge.landscape.as_ref().and_then(|section| {
             let config = section.config(ranges.len())?;
             let mut inputs = vec![&data];
+            inputs.extend(&encodings);
             inputs.extend(&merge_inputs);
             let seed = seed_for(seed, "search");
             let part = json!({ "plane": config, "images": section.images, "seed": seed });
@@ -177,17 +214,23 @@ impl Plan {
         let row =
             |id: &str, label: String, kind: RowKind, models: &[&StageSlot], iterations: u64| {
                 let sampling = &recipe.sampling;
-                let samples_part = json!({
+                let mut samples_part = json!({
                     "sampler": sampling.sampler,
                     "images": sampling.images,
                     "first_seed": sampling.first_seed,
                     "resolution": recipe.preparation.resolution,
                 });
-                let samples = slot(&format!("samples-{id}"), &samples_part, models);
+                let mut inputs = models.to_vec();
+                let mut metrics_part = json!({ "extractor": extractor });
+                if let Some(encodings) = &encodings {
+                    inputs.extend([&data, &pretrained, encodings]);
+                    samples_part["guidance"] = json!(recipe.guidance());
+                    metrics_part["clip_score"] = clip_score.clone();
+                }
+                let samples = slot(&format!("samples-{id}"), &samples_part, &inputs);
                 let mut inputs = vec![&samples, &data];
                 inputs.extend(&judge);
-                let metrics =
-                    slot(&format!("metrics-{id}"), &json!({ "extractor": extractor }), &inputs);
+                let metrics = slot(&format!("metrics-{id}"), &metrics_part, &inputs);
                 RowPlan {
                     id: id.to_owned(),
                     label,
@@ -233,6 +276,7 @@ impl Plan {
         };
         let range_losses = {
             let mut inputs = vec![&data, &pretrained, &uniform, &merged];
+            inputs.extend(&encodings);
             inputs.extend(&experts);
             inputs.extend(&joint);
             let part = json!({
@@ -245,6 +289,7 @@ impl Plan {
             data,
             clip,
             pretrained,
+            encodings,
             experts,
             joint,
             search,
@@ -256,17 +301,31 @@ impl Plan {
             rows,
             real_distance,
             range_losses,
+            task: recipe.pretrained.task,
             ranges,
             scheduler,
             parameters,
         })
     }
 
+    /// Whether the pretrained model is made of the encodings, and not the other way round.
+    pub fn pretrains(&self) -> bool {
+        let pretrained = self.pretrained.key.to_string();
+        let inputs = self.encodings.as_ref().map(StageSlot::inputs);
+        !inputs.is_some_and(|inputs| inputs.iter().any(|key| key.to_string() == pretrained))
+    }
+
     /// All stages, in the order in which they run.
     pub fn stages(&self) -> Vec<&StageSlot> {
         let mut stages = vec![&self.data];
         stages.extend(&self.clip);
-        stages.push(&self.pretrained);
+        if self.pretrains() {
+            stages.extend(&self.encodings);
+            stages.push(&self.pretrained);
+        } else {
+            stages.push(&self.pretrained);
+            stages.extend(&self.encodings);
+        }
         stages.extend(&self.experts);
         stages.extend(&self.joint);
         stages.extend(&self.search);
@@ -280,13 +339,23 @@ impl Plan {
     }
 }
 
+/// A given pretrained model.
+pub enum Given {
+    /// A UNet and its schedule.
+    Unconditional(UNet2DModel, SchedulerConfig),
+    /// A whole pipeline.
+    TextToImage(Box<TextToImagePipeline>),
+}
+
 /// Loads the given pretrained model; `None` when it is to be trained.
-pub fn given_pretrained(
-    context: &Context<'_>,
-) -> Result<Option<(UNet2DModel, SchedulerConfig)>, Problem> {
-    let PretrainedSection { from, scheduler, .. } = &context.recipe.pretrained;
+pub fn given_pretrained(context: &Context<'_>) -> Result<Option<Given>, Problem> {
+    let PretrainedSection { from, scheduler, task, .. } = &context.recipe.pretrained;
     if from == "scratch" {
         return Ok(None);
+    }
+    if *task == Task::TextToImage {
+        let pipeline = TextToImagePipeline::load(from, &context.device)?;
+        return Ok(Some(Given::TextToImage(Box::new(pipeline))));
     }
     let model = load_pipeline(from, &context.device)?;
     let scheduler =
@@ -295,14 +364,16 @@ pub fn given_pretrained(
             help: "add its scheduler_config.json, or a table [pretrained.scheduler] to the recipe"
                 .into(),
         })?;
-    Ok(Some((model.unet, scheduler)))
+    Ok(Some(Given::Unconditional(model.unet, scheduler)))
 }
+
+/// Its ids tell vocabularies apart.
+const PROBE_TEXT: &str = "A photograph of two astronauts, riding a (blue) horse; 24mm & f/1.8!";
 
 /// What is known of the pretrained model before any work.
 struct Pretrained {
     /// The recipe part of its stage.
     part: serde_json::Value,
-    unet: UNet2DConfig,
     scheduler: SchedulerConfig,
     parameters: u64,
     num_groups: usize,
@@ -310,51 +381,86 @@ struct Pretrained {
 
 impl Pretrained {
     fn of(context: &Context<'_>) -> Result<Self, Problem> {
-        let PretrainedSection { unet, scheduler, training, .. } = &context.recipe.pretrained;
-        let (part, model, scheduler) = match given_pretrained(context)? {
-            Some((unet, scheduler)) => {
+        let section = &context.recipe.pretrained;
+        let side = context.recipe.preparation.resolution as usize;
+        let pixels = [3, side, side];
+        let (part, network, scheduler, shape) = match given_pretrained(context)? {
+            Some(Given::Unconditional(unet, scheduler)) => {
                 let hash = to_state_dict(&unet).content_hash();
                 let part =
                     json!({ "weights": hash, "unet": unet.config(), "scheduler": scheduler });
-                (part, unet, scheduler)
+                (part, Network::Unconditional(unet), scheduler, pixels)
+            }
+            Some(Given::TextToImage(pipeline)) => {
+                let TextToImagePipeline { unet, vae, text_encoder, tokenizer, scheduler } =
+                    *pipeline;
+                let part = json!({
+                    "weights": to_state_dict(&unet).content_hash(),
+                    "unet": unet.config(),
+                    "vae": vae.as_ref().map(|vae| to_state_dict(vae).content_hash()),
+                    "vae_config": vae.as_ref().map(|vae| vae.config()),
+                    "text_encoder": to_state_dict(&text_encoder).content_hash(),
+                    "text_encoder_config": text_encoder.config(),
+                    "tokenizer": tokenizer.encode(&[PROBE_TEXT])?.ids,
+                    "scheduler": scheduler,
+                });
+                let shape = match &vae {
+                    None => pixels,
+                    Some(vae) => vae.config().latent_shape(pixels)?,
+                };
+                (part, Network::TextToImage(unet), scheduler, shape)
             }
             None => {
-                let unet = unet.as_ref().expect("a recipe from scratch has a network");
-                let scheduler = scheduler.clone().unwrap_or_default();
+                let scheduler = section.scheduler.clone().unwrap_or_default();
                 let seed = seed_for(context.recipe.seed, "pretraining");
-                let part = json!({
-                    "unet": unet,
+                let init = &mut Init::new(seed, &context.device);
+                let mut part = json!({
+                    "unet": section.unet,
                     "scheduler": scheduler,
-                    "training": training,
+                    "training": section.training,
                     "seed": seed,
                 });
-                let model = UNet2DModel::new(unet, &mut Init::new(seed, &context.device))?;
-                (part, model, scheduler)
+                let network = match (&section.unet, &section.conditional_unet) {
+                    (Some(unet), _) => Network::Unconditional(UNet2DModel::new(unet, init)?),
+                    (None, Some(unet)) => {
+                        part["unet"] = json!(unet);
+                        Network::TextToImage(UNet2DConditionModel::new(unet, init)?)
+                    }
+                    (None, None) => unreachable!("a recipe from scratch has a network"),
+                };
+                (part, network, scheduler, pixels)
             }
         };
-        let shapes = parameter_shapes(&model);
+        check_image_shape(&network, side, shape)?;
+        let shapes = network.parameter_shapes();
         let parameters = shapes.iter().map(|p| p.shape.iter().product::<usize>() as u64).sum();
         let groups = context.recipe.merge.groups;
         let groups: BTreeSet<&str> = shapes.iter().map(|p| groups.of(&p.name)).collect();
-        let unet = model.config().clone();
-        Ok(Self { part, unet, scheduler, parameters, num_groups: groups.len() })
+        Ok(Self { part, scheduler, parameters, num_groups: groups.len() })
     }
 }
 
-/// The pictures must pass through the network, and come out as pictures.
-fn check_resolution(context: &Context<'_>, unet: &UNet2DConfig) -> Result<(), Problem> {
-    let side = context.recipe.preparation.resolution as usize;
-    unet.check_image_shape([3, side, side]).map_err(|error| Problem::Impossible {
+/// The pictures or their latents must pass through the network, and come out as such.
+fn check_image_shape(network: &Network, side: usize, shape: [usize; 3]) -> Result<(), Problem> {
+    let (fits, out_channels) = match network {
+        Network::Unconditional(unet) => {
+            (unet.config().check_image_shape(shape), unet.config().out_channels)
+        }
+        Network::TextToImage(unet) => {
+            (unet.config().check_image_shape(shape), unet.config().out_channels)
+        }
+    };
+    fits.map_err(|error| Problem::Impossible {
         message: format!("preparation.resolution = {side}: {error}"),
         help: "choose another resolution or another network".into(),
     })?;
-    if unet.out_channels != 3 {
+    let channels = shape[0];
+    if out_channels != channels {
         return Err(Problem::Impossible {
             message: format!(
-                "the network gives {} channels, the pictures have 3",
-                unet.out_channels
+                "the network gives {out_channels} channels, what it is trained on has {channels}"
             ),
-            help: "use a network with out_channels = 3".into(),
+            help: format!("use a network with out_channels = {channels}"),
         });
     }
     Ok(())

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use deme_eval::{ExtractorConfig, Measurement};
 
-use super::evaluate::RowMetrics;
+use super::evaluate::{CLIP_SCORE, RowMetrics};
 use super::{Context, Plan, RowPlan, stages};
 use crate::diagnostics::Problem;
 use crate::recipe::Recipe;
@@ -17,7 +17,14 @@ use crate::run_dir::{StageSlot, read_json};
 pub fn metric_names(recipe: &Recipe) -> Vec<String> {
     // As `evaluate::judge` names them.
     let extractor = recipe.evaluation.extractor.as_ref();
-    vec![extractor.map_or("fd_tiny_clip".to_owned(), ExtractorConfig::frechet_metric)]
+    let mut names =
+        vec![extractor.map_or("fd_tiny_clip".to_owned(), ExtractorConfig::frechet_metric)];
+    // As `evaluate::score_clip` decides.
+    let has_clip = recipe.evaluation.clip_score.is_some() || recipe.trains_clip();
+    if recipe.is_text_to_image() && has_clip {
+        names.push(CLIP_SCORE.to_owned());
+    }
+    names
 }
 
 impl Plan {
