@@ -62,7 +62,7 @@ fn made() -> TextToImagePipeline {
     unet.conv_out.weight = Param::from_tensor(weight * 3.0);
     TextToImagePipeline {
         unet,
-        vae: AutoencoderKl::new(&configs.vae, &mut init).unwrap(),
+        vae: Some(AutoencoderKl::new(&configs.vae, &mut init).unwrap()),
         text_encoder: ClipTextModel::new(&configs.text_encoder, &mut init).unwrap(),
         tokenizer: PromptTokenizer::published(77).unwrap(),
         scheduler: configs.scheduler,
@@ -70,6 +70,7 @@ fn made() -> TextToImagePipeline {
 }
 
 fn run(pipeline: &TextToImagePipeline, command: &[&str]) -> f64 {
+    let vae = || pipeline.vae.as_ref().expect("Stable Diffusion has an autoencoder");
     let start = Instant::now();
     match command {
         ["unet", latents, states, to] => {
@@ -78,9 +79,9 @@ fn run(pipeline: &TextToImagePipeline, command: &[&str]) -> f64 {
             let t: Vec<usize> = (0..batch).map(|i| i * 1000 / batch).collect();
             write(to, &[pipeline.unet.predict(x_t, &t, states)]);
         }
-        ["decode", latents, to] => write(to, &[pipeline.vae.decode(read(latents, [0, 4, 64, 64]))]),
+        ["decode", latents, to] => write(to, &[vae().decode(read(latents, [0, 4, 64, 64]))]),
         ["encode", image, to] => {
-            let latents = pipeline.vae.encode(read(image, [0, 3, 512, 512]));
+            let latents = vae().encode(read(image, [0, 3, 512, 512]));
             write(to, &[latents.mean, latents.log_variance]);
         }
         ["text", to, prompt @ ..] => {

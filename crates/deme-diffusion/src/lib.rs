@@ -42,7 +42,10 @@ pub use scheduler_config::{
     FinalSigmasType, SchedulerClass, SchedulerConfig, SchedulerConfigError, TimestepSpacing,
     VarianceType,
 };
-pub use text_to_image::{EncodedPrompts, PromptTokenizer, TextToImageFolder, TextToImagePipeline};
+pub use text_to_image::{
+    EncodedPrompts, PromptTokenizer, TextToImageFolder, TextToImagePipeline, load_conditional_unet,
+    save_conditional_unet,
+};
 pub use timestep::{TimestepError, TimestepRange, range_index};
 pub use unet::{ProjectionError, ProjectionPlacement, UNet2DConfig, UNet2DModel, UNetConfigError};
 pub use unet_2d_condition::{PerBlock, UNet2DConditionConfig, UNet2DConditionModel};

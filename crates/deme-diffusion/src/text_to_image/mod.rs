@@ -17,20 +17,23 @@ use crate::autoencoder_kl::AutoencoderKl;
 use crate::checkpoint::{CheckpointError, resolve};
 use crate::hub::ModelKind;
 use crate::scheduler_config::SchedulerConfig;
-use crate::unet::ProjectionPlacement;
 use crate::unet_2d_condition::{UNet2DConditionConfig, UNet2DConditionModel};
 
-pub use folder::TextToImageFolder;
+pub use folder::{TextToImageFolder, load_conditional_unet, save_conditional_unet};
 pub use prompt_tokenizer::PromptTokenizer;
 pub use single_file::SingleFileConfigs;
 
-/// All parts of a text-to-image model.
+/// All parts of a text-to-image model, of latents (Stable Diffusion) or of pixels.
 #[derive(Debug, Clone)]
 pub struct TextToImagePipeline {
-    /// Predicts the noise in scaled latents, given a text's hidden states.
+    /// Predicts the noise in scaled latents, or in images where there is no autoencoder, given a text's hidden
+    /// states.
     pub unet: UNet2DConditionModel,
-    /// Images to latents and back.
-    pub vae: AutoencoderKl,
+    /// Images to latents and back; `None` for a model of pixels.
+    ///
+    /// diffusers' own `StableDiffusionPipeline` cannot do without one. Of a folder without it, diffusers and
+    /// transformers load UNet, text encoder, tokenizer and scheduler part by part.
+    pub vae: Option<AutoencoderKl>,
     /// Token ids to hidden states.
     pub text_encoder: ClipTextModel,
     /// Prompts to token ids.
@@ -71,7 +74,8 @@ impl TextToImagePipeline {
     }
 
     /// Writes a folder that `diffusers.StableDiffusionPipeline.from_pretrained` loads; weights in f32, no safety
-    /// checker.
+    /// checker. Without an autoencoder its entry in `model_index.json` is null, and diffusers loads only the
+    /// parts.
     ///
     /// The folder appears complete or not at all. An earlier folder of ours at the same place is replaced; any
     /// other that is not empty is refused. Folded projections are folded; those on hidden states are kept as
@@ -81,13 +85,8 @@ impl TextToImagePipeline {
     /// [`CheckpointError::Occupied`], [`CheckpointError::Io`], [`CheckpointError::Weights`],
     /// [`CheckpointError::TextEncoder`], [`CheckpointError::Tokenizer`].
     pub fn save(&self, folder: &Path) -> Result<(), CheckpointError> {
-        let exported = match self.unet.config().channel_projection {
-            ProjectionPlacement::Folded => {
-                &self.unet.clone().fold_projection().expect("this placement can be folded")
-            }
-            ProjectionPlacement::None | ProjectionPlacement::Block => &self.unet,
-        };
-        self.save_with_unet(folder, exported.config(), &deme_nn::to_state_dict(exported))
+        let unet = folder::exported(&self.unet);
+        self.save_with_unet(folder, unet.config(), &deme_nn::to_state_dict(&unet))
     }
 
     /// As [`Self::save`], with another UNet's weights (merged ones, which never were a network). Names and
@@ -124,17 +123,22 @@ impl TextToImagePipeline {
         Ok(EncodedPrompts { hidden_states, truncated: encoded.truncated })
     }
 
-    /// `[C, H, W]` of the scaled latents that decode to the images the model was trained on, when the UNet's
-    /// config says so.
+    /// `[C, H, W]` of the scaled latents that decode to the images the model was trained on (of those images
+    /// themselves, where there is no autoencoder), when the UNet's config says so.
     pub fn latent_shape(&self) -> Option<[usize; 3]> {
         self.unet.config().image_shape()
     }
 
-    /// Images of scaled latents, clamped to `[-1, 1]`.
+    /// Images of scaled latents, clamped to `[-1, 1]`. Without an autoencoder the latents are the images, and
+    /// only clamped.
     ///
     /// # Shapes
-    /// `[B, latent_channels, h, w]` to `[B, 3, f h, f w]`.
+    /// `[B, latent_channels, h, w]` to `[B, 3, f h, f w]`; without an autoencoder `[B, C, h, w]` to the same.
     pub fn images(&self, scaled_latents: Tensor<4>) -> Tensor<4> {
-        self.vae.decode(self.vae.unscaled(scaled_latents)).clamp(-1.0, 1.0)
+        let images = match &self.vae {
+            Some(vae) => vae.decode(vae.unscaled(scaled_latents)),
+            None => scaled_latents,
+        };
+        images.clamp(-1.0, 1.0)
     }
 }

@@ -109,7 +109,7 @@ pub fn load(
     })?;
     Ok(TextToImagePipeline {
         unet: filled(path, unet.map_err(config_error)?, &parts.unet)?,
-        vae: filled(path, vae, &parts.vae)?,
+        vae: Some(filled(path, vae, &parts.vae)?),
         tokenizer: PromptTokenizer::published(configs.text_encoder.max_position_embeddings)?,
         text_encoder,
         scheduler: configs.scheduler.clone(),

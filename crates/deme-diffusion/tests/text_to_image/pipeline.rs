@@ -7,6 +7,7 @@ use deme_diffusion::text_to_image::SingleFileConfigs;
 use deme_diffusion::{
     AutoencoderKl, AutoencoderKlConfig, CheckpointError, ProjectionPlacement, PromptTokenizer,
     SchedulerConfig, TextToImageFolder, TextToImagePipeline, UNet2DConditionConfig,
+    UNet2DConditionModel, load_conditional_unet, save_conditional_unet,
 };
 use deme_merge::{Dtype, StateDict, StateDictError, StoredTensor};
 use deme_nn::{Init, map_parameters, to_state_dict};
@@ -41,18 +42,22 @@ pub fn tiny_pipeline(seed: u64) -> TextToImagePipeline {
     let mut init = Init::new(seed, &device());
     TextToImagePipeline {
         unet: model(&configs.unet, seed),
-        vae: AutoencoderKl::new(&configs.vae, &mut init).unwrap(),
+        vae: Some(AutoencoderKl::new(&configs.vae, &mut init).unwrap()),
         text_encoder: ClipTextModel::new(&configs.text_encoder, &mut init).unwrap(),
         tokenizer: PromptTokenizer::published(8).unwrap(),
         scheduler: configs.scheduler,
     }
 }
 
+pub fn vae(pipeline: &TextToImagePipeline) -> &AutoencoderKl {
+    pipeline.vae.as_ref().unwrap()
+}
+
 /// Hashes of the three networks' weights.
 pub fn hashes(pipeline: &TextToImagePipeline) -> [String; 3] {
     [
         to_state_dict(&pipeline.unet).content_hash(),
-        to_state_dict(&pipeline.vae).content_hash(),
+        to_state_dict(vae(pipeline)).content_hash(),
         to_state_dict(&pipeline.text_encoder).content_hash(),
     ]
 }
@@ -89,7 +94,7 @@ fn saved_and_loaded_is_the_same() {
     let loaded = load(&folder).unwrap();
     assert_eq!(hashes(&loaded), hashes(&pipeline));
     assert_eq!(loaded.unet.config(), pipeline.unet.config());
-    assert_eq!(loaded.vae.config(), pipeline.vae.config());
+    assert_eq!(vae(&loaded).config(), vae(&pipeline).config());
     assert_eq!(loaded.text_encoder.config(), pipeline.text_encoder.config());
     assert_eq!(loaded.scheduler, pipeline.scheduler);
     let prompts = ["a red circle", "", "one two three four five six seven eight nine"];
@@ -160,7 +165,7 @@ fn half_precision_variants_are_read() {
     let weight = |pipeline: &TextToImagePipeline| {
         [
             values(pipeline.unet.conv_in.weight.val()),
-            values(pipeline.vae.decoder.conv_in.weight.val()),
+            values(vae(pipeline).decoder.conv_in.weight.val()),
             values(pipeline.text_encoder.text_model.embeddings.position_embedding.weight.val()),
         ]
     };
@@ -274,7 +279,7 @@ fn an_index_of_another_pipeline_is_refused() {
     let changes: [(Change, &str); 5] = [
         (|i| i["_class_name"] = "StableDiffusionXLPipeline".into(), "StableDiffusionXLPipeline"),
         (|i| i["unet"][1] = "UNet2DModel".into(), "UNet2DModel"),
-        (|i| i["vae"] = json!([null, null]), "`vae` is a `null`"),
+        (|i| i["unet"] = json!([null, null]), "`unet` is a `null`"),
         (|i| i["text_encoder"][1] = "T5EncoderModel".into(), "T5EncoderModel"),
         (|i| i["text_encoder_2"] = json!(["transformers", "CLIPTextModel"]), "text_encoder_2"),
     ];
@@ -419,10 +424,116 @@ fn images_are_decoded_from_scaled_latents_and_clamped() {
     let latents: Tensor<4> = Init::new(3, &device()).normal([2, 4, 3, 2], 0.2);
     let images = pipeline.images(latents.clone());
     assert_eq!(images.dims(), [2, 3, 6, 4]);
-    let unclamped = pipeline.vae.decode(latents / pipeline.vae.config().scaling_factor);
+    let unclamped = vae(&pipeline).decode(latents / vae(&pipeline).config().scaling_factor);
     assert!(distance(&values(images), &values(unclamped.clamp(-1.0, 1.0))) < 1e-6);
     let large = values(pipeline.images(Tensor::full([1, 4, 2, 2], 1e3, &device())));
     assert!(large.iter().all(|value| value.abs() <= 1.0));
+}
+
+/// Three channels in and out.
+fn pipeline_of_pixels(seed: u64) -> TextToImagePipeline {
+    let unet = UNet2DConditionConfig { in_channels: 3, out_channels: 3, ..small_config() };
+    TextToImagePipeline { unet: model(&unet, seed), vae: None, ..tiny_pipeline(seed) }
+}
+
+#[test]
+fn a_pipeline_without_an_autoencoder_makes_pixels() {
+    let (pipeline, parent) = (pipeline_of_pixels(1), tempfile::tempdir().unwrap());
+    let folder = parent.path().join("model");
+    // In the place of one with an autoencoder.
+    tiny_pipeline(2).save(&folder).unwrap();
+    pipeline.save(&folder).unwrap();
+    assert!(!folder.join("vae").exists());
+    let text = fs::read_to_string(folder.join("model_index.json")).unwrap();
+    let index: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(index["vae"], json!([null, null]));
+
+    let loaded = load(&folder).unwrap();
+    assert!(loaded.vae.is_none());
+    let of = |pipeline: &TextToImagePipeline| {
+        [
+            to_state_dict(&pipeline.unet).content_hash(),
+            to_state_dict(&pipeline.text_encoder).content_hash(),
+        ]
+    };
+    assert_eq!(of(&loaded), of(&pipeline));
+    assert_eq!(loaded.latent_shape(), Some([3, 4, 4]));
+    let pixels = Tensor::<4>::from_floats([[[[0.3, -0.9], [1.5, -7.0]]]], &device());
+    assert_eq!(values(loaded.images(pixels)), [0.3, -0.9, 1.0, -1.0]);
+
+    // What other programs write for "none".
+    edit(folder.join("model_index.json"), |index| index["vae"] = Value::Null);
+    assert!(load(&folder).unwrap().vae.is_none());
+    // A promised autoencoder that is not there is still an error.
+    edit(folder.join("model_index.json"), |index| {
+        index["vae"] = json!(["diffusers", "AutoencoderKL"])
+    });
+    let error = load(&folder).unwrap_err();
+    assert!(matches!(&error, CheckpointError::MissingPart { part: "vae", .. }), "{error}");
+}
+
+#[test]
+fn a_unet_alone_is_saved_and_loaded_with_its_projections() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("expert");
+    let mut init = Init::new(5, &device());
+    for placement in
+        [ProjectionPlacement::Block, ProjectionPlacement::Folded, ProjectionPlacement::None]
+    {
+        let unet = tiny_pipeline(2).unet.with_projection(placement).unwrap();
+        let unet = map_parameters(unet, &mut |name, tensor| {
+            let [entries] = tensor.dims();
+            match name.starts_with("projection.") {
+                true => tensor + init.normal([entries], 0.3),
+                false => tensor,
+            }
+        });
+        save_conditional_unet(&folder, &unet).unwrap();
+        let mut files: Vec<_> = fs::read_dir(folder.join("unet"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        files.sort();
+        assert_eq!(files, ["config.json", "diffusion_pytorch_model.safetensors"]);
+        let loaded = load_conditional_unet(&folder, &device()).unwrap();
+        let kept = match placement {
+            ProjectionPlacement::Folded => ProjectionPlacement::None,
+            kept => kept,
+        };
+        assert_eq!(loaded.config().channel_projection, kept);
+        let mut init = Init::new(6, &device());
+        let (x, states) = (init.normal([1, 4, 4, 4], 1.0), init.normal([1, 8, 6], 1.0));
+        let output =
+            |unet: &UNet2DConditionModel| values(unet.forward(x.clone(), &[3], states.clone()));
+        assert!(distance(&output(&loaded), &output(&unet)) < 1e-5);
+    }
+    // The folder of the UNet itself does too, and that of a whole pipeline.
+    assert!(load_conditional_unet(&folder.join("unet"), &device()).is_ok());
+    let (pipeline, _parent, whole) = saved();
+    let found = load_conditional_unet(&whole, &device()).unwrap();
+    assert_eq!(to_state_dict(&found).content_hash(), hashes(&pipeline)[0]);
+}
+
+#[test]
+fn a_unet_alone_that_is_not_there_or_would_bury_a_pipeline_is_an_error() {
+    let (pipeline, parent, whole) = saved();
+    let error = save_conditional_unet(&whole, &pipeline.unet).unwrap_err();
+    assert!(matches!(&error, CheckpointError::Occupied { .. }), "{error}");
+    assert_eq!(hashes(&load(&whole).unwrap()), hashes(&pipeline));
+
+    let at = |folder: &Path| load_conditional_unet(folder, &device()).map(|_| ()).unwrap_err();
+    assert!(matches!(at(&parent.path().join("none")), CheckpointError::NotFound { .. }));
+    assert!(matches!(at(parent.path()), CheckpointError::NoUNet { .. }));
+    edit(whole.join("unet/config.json"), |config| config["cross_attention_dim"] = 7.into());
+    assert!(matches!(at(&whole), CheckpointError::Fit { .. }));
+
+    let mut broken = pipeline.unet;
+    broken.conv_in.weight = broken.conv_in.weight.map(|weight| weight.mul_scalar(f32::INFINITY));
+    let error = save_conditional_unet(&parent.path().join("nan"), &broken).unwrap_err();
+    assert!(
+        matches!(&error, CheckpointError::Weights { folder, .. } if folder.ends_with("nan/unet"))
+    );
+    assert!(!parent.path().join("nan").exists());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The single file of the original code, made here from diffusers' names by a table of its own.
 
 use super::device;
-use super::pipeline::{hashes, tiny_configs, tiny_pipeline};
+use super::pipeline::{hashes, tiny_configs, tiny_pipeline, vae};
 use deme_diffusion::text_to_image::single_file::{diffusers_parts, load};
 use deme_diffusion::{CheckpointError, TextToImagePipeline};
 use deme_merge::{StateDict, StoredTensor};
@@ -98,7 +98,7 @@ fn original(pipeline: &TextToImagePipeline) -> StateDict {
         let name = replaced(&name, UNET, begins);
         state.insert(format!("model.diffusion_model.{name}"), tensor.clone());
     }
-    for (name, tensor) in to_state_dict(&pipeline.vae).iter() {
+    for (name, tensor) in to_state_dict(vae(pipeline)).iter() {
         let mut tensor = tensor.clone();
         if name.contains(".attentions.") && tensor.shape().len() == 2 {
             let shape = [tensor.shape(), &[1, 1]].concat();
