@@ -99,10 +99,7 @@ impl ClipTextModel {
 
     /// The text tower of a whole CLIP.
     pub fn of_clip(clip: &ClipModel) -> Self {
-        Self {
-            text_model: clip.text_model.clone(),
-            config: clip.config().text_config.clone(),
-        }
+        Self { text_model: clip.text_model.clone(), config: clip.config().text_config.clone() }
     }
 
     /// Writes `config.json` and `model.safetensors` into an existing folder, as transformers'

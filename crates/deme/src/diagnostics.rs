@@ -9,9 +9,7 @@ use deme_data::DataError;
 use deme_decouple::loss_probe::LossProbeError;
 use deme_decouple::{FinetuneError, ImpossibleValue, StepError, TrainStateError};
 use deme_diffusion::ProjectionError;
-use deme_diffusion::{
-    CheckpointError, GuidanceError, SampleError, ScheduleError, UNetConfigError,
-};
+use deme_diffusion::{CheckpointError, GuidanceError, SampleError, ScheduleError, UNetConfigError};
 use deme_eval::EvalError;
 use deme_merge::{MergeError, SearchError, StateDictError};
 use miette::{Diagnostic, NamedSource, SourceSpan};

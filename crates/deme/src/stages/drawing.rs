@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use burn::tensor::{Tensor, TensorData};
 use deme_data::{Picture, PreparedImages};
 use deme_diffusion::{
     AutoencoderKl, ConditionalDenoiser, Denoiser, Guided, RangeEnsemble, SamplerConfig,
     SchedulerConfig, TextToImageFolder, UNet2DConditionModel, UNet2DModel, sample, sample_latents,
 };
-use burn::tensor::{Tensor, TensorData};
 
 use super::encodings::Encodings;
 use super::evaluate::{load_pictures, save_pictures};
@@ -80,9 +80,9 @@ impl Source {
         match (unconditional.len(), conditional.len()) {
             (1, 0) => Self::Unconditional(Box::new(unconditional.remove(0))),
             (0, 1) => Self::TextToImage(Box::new(conditional.remove(0))),
-            (_, 0) => Self::Unconditional(Box::new(
-                RangeEnsemble::new(unconditional, total).expect(fits),
-            )),
+            (_, 0) => {
+                Self::Unconditional(Box::new(RangeEnsemble::new(unconditional, total).expect(fits)))
+            }
             _ => Self::TextToImage(Box::new(RangeEnsemble::new(conditional, total).expect(fits))),
         }
     }

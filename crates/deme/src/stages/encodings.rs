@@ -246,7 +246,8 @@ impl Encodings {
         let index: Index = read_json(&folder.join(INDEX))?;
         let different = index.captions.iter().max().map_or(1, |last| last + 1);
         let pictures = index.captions.len();
-        let latents = index.latents.map(|shape| Items::open(&folder.join("latents"), shape, pictures));
+        let latents =
+            index.latents.map(|shape| Items::open(&folder.join("latents"), shape, pictures));
         Ok(Self {
             text: Items::open(&folder.join("text"), index.text, different)?,
             latents: latents.transpose()?,

@@ -18,8 +18,8 @@ use crate::diagnostics::Problem;
 use crate::extractors;
 use crate::feature_sets::IN_MEMORY;
 use crate::progress::Progress;
-use crate::report::RealDistance;
 use crate::recipe::ClipScoreConfig;
+use crate::report::RealDistance;
 use crate::run_dir::{read_json, resume_folder, seed_for, write_json};
 
 use super::drawing::{Drawing, Prompts, Source};

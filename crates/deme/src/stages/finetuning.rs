@@ -12,7 +12,7 @@ use deme_decouple::{
     Event, FinetuneConfig, FinetuneTask, Finetuned, LossLog, TrainingImages, finetune,
 };
 use deme_diffusion::{
-    NoisePredictor, SchedulerConfig, TextToImagePipeline, TimestepRange, UNet2DConditionModel,
+    NoisePredictor, TextToImagePipeline, TimestepRange, UNet2DConditionModel,
     UNet2DModel, save_pipeline,
 };
 use deme_nn::Init;

@@ -56,9 +56,10 @@ impl<'a> Context<'a> {
             return Err(Problem::Impossible {
                 message: "the pictures have no captions, and text to image is learnt from captions"
                     .into(),
-                help: "add captions (for a folder, a metadata.jsonl with file_name and text), or set \
+                help:
+                    "add captions (for a folder, a metadata.jsonl with file_name and text), or set \
                        pretrained.task = \"unconditional\""
-                    .into(),
+                        .into(),
             });
         }
         if recipe.evaluation.extractor.is_none() && !data.has_captions() {
@@ -169,10 +170,9 @@ fn stages<'a>(context: &'a Context<'a>, plan: &'a Plan) -> Vec<(&'a StageSlot, W
         stages.push((clip, Box::new(|folder| evaluate::train_clip(context, folder))));
     }
     let pretrained: Work<'a> = Box::new(|folder| finetuning::pretrained(context, plan, folder));
-    let encodings =
-        plan.encodings.as_ref().map(|slot| -> (&StageSlot, Work<'a>) {
-            (slot, Box::new(|folder| encodings::encode(context, plan, folder)))
-        });
+    let encodings = plan.encodings.as_ref().map(|slot| -> (&StageSlot, Work<'a>) {
+        (slot, Box::new(|folder| encodings::encode(context, plan, folder)))
+    });
     if plan.pretrains() {
         stages.extend(encodings);
         stages.push((&plan.pretrained, pretrained));
