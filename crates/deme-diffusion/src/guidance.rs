@@ -31,6 +31,12 @@ impl Default for GuidanceConfig {
 }
 
 impl GuidanceConfig {
+    /// Evaluations of the network for each image and step.
+    pub fn passes(&self) -> u64 {
+        let one = self.scale == 1.0 || (self.scale == 0.0 && self.rescale == 0.0);
+        if one { 1 } else { 2 }
+    }
+
     /// Whether [`Guided`] needs hidden states for the unconditional prediction.
     pub fn needs_unconditional(&self) -> bool {
         self.scale != 1.0

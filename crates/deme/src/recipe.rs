@@ -430,6 +430,7 @@ impl Recipe {
         }
         if let Some(unet) = conditional_unet {
             unet.check()?;
+            self.check_skipped_layers(self.evaluation.tiny_clip.num_hidden_layers)?;
             let width = self.evaluation.tiny_clip.hidden_size;
             let blocks = 0..unet.block_out_channels.len();
             let mut widths = blocks.map(|block| unet.cross_attention_dim.at(block));
@@ -444,6 +445,23 @@ impl Recipe {
             }
         }
         Ok(())
+    }
+
+    /// Some layer of the text encoder must be left.
+    ///
+    /// # Errors
+    /// [`Problem::Impossible`].
+    pub fn check_skipped_layers(&self, layers: usize) -> Result<(), Problem> {
+        let skipped = self.pretrained.skipped_layers;
+        if skipped < layers {
+            return Ok(());
+        }
+        Err(Problem::Impossible {
+            message: format!(
+                "pretrained.skipped_layers = {skipped}: the text encoder has {layers} layers"
+            ),
+            help: "leave one layer at least; 0 is what Stable Diffusion was trained with".into(),
+        })
     }
 
     /// Keys that mean something for text to image only.

@@ -89,7 +89,11 @@ impl StageCost {
             Self { iterations: 0, images, evaluations }
         } else if plan.rows.iter().any(|row| is(&row.samples)) {
             let images = sampling.images as u64;
-            Self { iterations: 0, images, evaluations: images * sampling.sampler.steps as u64 }
+            Self {
+                iterations: 0,
+                images,
+                evaluations: images * sampling.sampler.steps as u64 * Cost::passes(recipe),
+            }
         } else {
             Self::default()
         }

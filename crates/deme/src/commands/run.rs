@@ -19,17 +19,14 @@ pub fn run(arguments: &RunArguments) -> Result<(), Problem> {
     };
     let voice = if arguments.quiet { Voice::Quiet } else { Voice::Normal };
     let context = Context::open(&recipe, super::device(arguments.device), voice)?;
+    // What is wrong is found before there is a folder.
+    let plan = Plan::new(&context, &root)?;
     if arguments.dry_run {
-        let plan = Plan::new(&context, &root)?;
         return super::print(&describe(&recipe, &plan, &root));
     }
     let until = arguments.until.as_deref();
-    if until.is_some() {
-        // Before there is a folder.
-        check_stage(&Plan::new(&context, &root)?, until)?;
-    }
+    check_stage(&plan, until)?;
     let run = RunDir::open(&root)?;
-    let plan = Plan::new(&context, run.root())?;
     write_bytes(&root.join("recipe.toml"), recipe.to_toml().as_bytes())?;
     let outcome = stages::run(&context, &plan, run.root(), until)?;
     if voice == Voice::Normal && until.is_none() {
@@ -96,7 +93,7 @@ impl Cost {
         let pretraining = recipe.pretrained.training.as_ref().map_or(0, |t| t.iterations);
         let iterations = pretraining + finetune.iterations * (experts + joint);
         let sampled = (plan.rows.len() * recipe.sampling.images) as u64;
-        let steps = recipe.sampling.sampler.steps as u64;
+        let steps = recipe.sampling.sampler.steps as u64 * Self::passes(recipe);
         let (searched, search_evaluations) = Self::of_search(recipe, plan);
         let landscape = match (&recipe.merge.landscape, &plan.landscape) {
             (Some(section), Some((_, plane))) => plane.size() as u64 * section.images as u64,
@@ -112,6 +109,11 @@ impl Cost {
         }
     }
 
+    /// Evaluations of the network for one image and step of the sampler.
+    pub fn passes(recipe: &Recipe) -> u64 {
+        if recipe.is_text_to_image() { recipe.guidance().passes() } else { 1 }
+    }
+
     /// Images that the search draws, and evaluations of the network in all of it. A backward pass counts
     /// as two more.
     pub fn of_search(recipe: &Recipe, plan: &Plan) -> (u64, u64) {
@@ -125,7 +127,7 @@ impl Cost {
         let passes = if search.needs_gradient() { 3 } else { 1 };
         let by_loss = |images: usize| tried.saturating_mul(passes * images as u64);
         let drawn = |points: u64, images: usize| points.saturating_mul(images as u64);
-        let steps = recipe.search_sampler().steps as u64;
+        let steps = recipe.search_sampler().steps as u64 * Self::passes(recipe);
         match recipe.merge.objective {
             SearchObjective::Loss { images } => (0, by_loss(images)),
             SearchObjective::Frechet { images, .. } => {

@@ -12,8 +12,8 @@ use deme_decouple::{
     Event, FinetuneConfig, FinetuneTask, Finetuned, LossLog, TrainingImages, finetune,
 };
 use deme_diffusion::{
-    NoisePredictor, TextToImagePipeline, TimestepRange, UNet2DConditionModel,
-    UNet2DModel, save_pipeline,
+    NoisePredictor, TextToImagePipeline, TimestepRange, UNet2DConditionModel, UNet2DModel,
+    save_pipeline,
 };
 use deme_nn::Init;
 

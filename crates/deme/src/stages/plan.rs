@@ -404,6 +404,16 @@ impl Pretrained {
                     "tokenizer": tokenizer.encode(&[PROBE_TEXT])?.ids,
                     "scheduler": scheduler,
                 });
+                let layers = text_encoder.config().num_hidden_layers;
+                context.recipe.check_skipped_layers(layers)?;
+                if vae.is_some() && context.recipe.decouple.finetune.horizontal_flip {
+                    return Err(Problem::Impossible {
+                        message: "decouple.finetune.horizontal_flip = true: the model works on latents, which \
+                                  cannot be mirrored"
+                            .into(),
+                        help: "remove the key, or put mirrored pictures into the data".into(),
+                    });
+                }
                 let shape = match &vae {
                     None => pixels,
                     Some(vae) => vae.config().latent_shape(pixels)?,

@@ -1,6 +1,13 @@
 //! What the tests of the whole program share: a tiny recipe and ways to run it.
 #![allow(dead_code)]
 
+use burn::tensor::Device;
+use deme_clip::{ClipTextConfig, ClipTextModel};
+use deme_diffusion::{
+    AutoencoderKl, AutoencoderKlConfig, PromptTokenizer, SchedulerConfig, TextToImagePipeline,
+    UNet2DConditionConfig, UNet2DConditionModel,
+};
+use deme_nn::Init;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -78,6 +85,75 @@ warmup_steps = 2
 batch_size = 8
 checkpoint_every = 4
 "#;
+
+/// What makes the tiny recipe text to image, from scratch.
+pub const TINY_TEXT_TO_IMAGE: &str = r#"
+[pretrained.conditional_unet]
+sample_size = 8
+in_channels = 3
+out_channels = 3
+down_block_types = ["DownBlock2D", "CrossAttnDownBlock2D"]
+mid_block_type = "UNetMidBlock2DCrossAttn"
+up_block_types = ["CrossAttnUpBlock2D", "UpBlock2D"]
+block_out_channels = [8, 16]
+layers_per_block = 1
+norm_num_groups = 4
+attention_head_dim = 2
+cross_attention_dim = 16
+"#;
+
+/// Writes the tiny recipe as text to image, from scratch.
+pub fn tiny_text_to_image_recipe(folder: &Path) -> PathBuf {
+    let path = folder.join("tiny-text.toml");
+    let from = TINY_RECIPE.find("[pretrained.unet]").unwrap();
+    let to = TINY_RECIPE.find("[pretrained.scheduler]").unwrap();
+    let text = [
+        &TINY_RECIPE[..from],
+        "task = \"text-to-image\"\n",
+        TINY_TEXT_TO_IMAGE,
+        &TINY_RECIPE[to..],
+    ];
+    std::fs::write(&path, text.concat()).unwrap();
+    path
+}
+
+/// Writes the folder of a text-to-image model with random weights that works on latents of half the side.
+pub fn tiny_text_to_image_model(folder: &Path) {
+    let device = Device::flex();
+    let mut init = Init::new(5, &device);
+    let unet: UNet2DConditionConfig = serde_json::from_str(
+        r#"{
+            "sample_size": 4, "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
+            "block_out_channels": [8, 16], "norm_num_groups": 4, "attention_head_dim": 2,
+            "cross_attention_dim": 6,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]
+        }"#,
+    )
+    .unwrap();
+    let vae = AutoencoderKlConfig::from_json(
+        r#"{"block_out_channels": [4, 8], "norm_num_groups": 2, "sample_size": 8,
+            "down_block_types": ["DownEncoderBlock2D", "DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D", "UpDecoderBlock2D"]}"#,
+    )
+    .unwrap();
+    let text_encoder = ClipTextConfig {
+        hidden_size: 6,
+        intermediate_size: 8,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        max_position_embeddings: 8,
+        ..ClipTextConfig::default()
+    };
+    let pipeline = TextToImagePipeline {
+        unet: UNet2DConditionModel::new(&unet, &mut init).unwrap(),
+        vae: Some(AutoencoderKl::new(&vae, &mut init).unwrap()),
+        text_encoder: ClipTextModel::new(&text_encoder, &mut init).unwrap(),
+        tokenizer: PromptTokenizer::published(8).unwrap(),
+        scheduler: SchedulerConfig::default(),
+    };
+    pipeline.save(folder).unwrap();
+}
 
 /// The folder of the reference numbers.
 pub fn fixtures() -> PathBuf {
