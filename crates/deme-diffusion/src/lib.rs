@@ -5,6 +5,7 @@
 pub mod autoencoder_kl;
 pub mod checkpoint;
 pub mod denoiser;
+mod gradient_checkpointing;
 pub mod guidance;
 pub mod hub;
 pub mod image_shards;

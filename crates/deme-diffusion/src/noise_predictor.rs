@@ -28,8 +28,10 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
+use deme_nn::Gradients;
 
 use crate::denoiser::{ConditionalDenoiser, Denoiser};
+use crate::gradient_checkpointing;
 use crate::model_config::ModelConfigError;
 use crate::unet::{ProjectionError, ProjectionPlacement, UNet2DModel};
 use crate::unet_2d_condition::UNet2DConditionModel;
@@ -73,6 +75,46 @@ pub trait NoisePredictor: Module + Sync {
 
     /// The configuration, which tells architectures apart.
     fn architecture(&self) -> serde_json::Value;
+
+    /// The gradients of `loss(output)`, where output is that of [`output`](Self::output), computed with gradient
+    /// checkpointing: peak memory is that of one layer's backward pass and of what passes between layers, for one
+    /// more forward pass. `self` is the plain model, without autodiff; no graph outlives the call.
+    ///
+    /// They are the gradients that [`Gradients::of`] gives up to rounding: where several layers contribute to one
+    /// tensor's gradient, they are summed in another order. Parameters that the output does not depend on get zeros.
+    ///
+    /// `loss` is called once and may put its parts aside as numbers.
+    ///
+    /// ```
+    /// # use burn::tensor::Tensor;
+    /// # use deme_diffusion::NoisePredictor;
+    /// # use deme_nn::Gradients;
+    /// fn eps_loss_and_gradients<N: NoisePredictor>(
+    ///     model: &N,
+    ///     x_t: Tensor<4>,
+    ///     t: &[usize],
+    ///     condition: N::Condition,
+    ///     eps: Tensor<4>,
+    /// ) -> (f32, Gradients) {
+    ///     let mut value = f32::NAN;
+    ///     let gradients = model.checkpointed_gradients(x_t, t, condition, |output| {
+    ///         let loss = (output - eps).square().mean();
+    ///         value = loss.clone().without_autodiff().into_scalar();
+    ///         loss
+    ///     });
+    ///     (value, gradients)
+    /// }
+    /// ```
+    ///
+    /// # Panics
+    /// Where `output` does; when the loss does not depend on the output.
+    fn checkpointed_gradients(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        condition: Self::Condition,
+        loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
+    ) -> Gradients;
 
     /// Checks that images (or latents) of shape `[C, H, W]` pass through.
     ///
@@ -118,6 +160,16 @@ impl NoisePredictor for UNet2DModel {
         serde_json::to_value(self.config()).expect("a configuration is plain data")
     }
 
+    fn checkpointed_gradients(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        (): (),
+        loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
+    ) -> Gradients {
+        gradient_checkpointing::checkpointed_gradients(self, x_t, t, &(), loss)
+    }
+
     fn check_image_shape(&self, shape: [usize; 3]) -> Result<(), ModelConfigError> {
         self.config().check_image_shape(shape)
     }
@@ -156,6 +208,16 @@ impl NoisePredictor for UNet2DConditionModel {
 
     fn architecture(&self) -> serde_json::Value {
         serde_json::to_value(self.config()).expect("a configuration is plain data")
+    }
+
+    fn checkpointed_gradients(
+        &self,
+        x_t: Tensor<4>,
+        t: &[usize],
+        condition: Tensor<3>,
+        loss: impl FnOnce(Tensor<4>) -> Tensor<1>,
+    ) -> Gradients {
+        gradient_checkpointing::checkpointed_gradients(self, x_t, t, &condition, loss)
     }
 
     fn check_image_shape(&self, shape: [usize; 3]) -> Result<(), ModelConfigError> {

@@ -1,6 +1,6 @@
 //! Gradients by parameter name.
 
-use crate::parameters::host;
+use crate::parameters::{Path, host, visit_parameters};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 use deme_merge::{StateDict, StoredTensor};
@@ -28,32 +28,59 @@ impl Gradients {
     /// Back-propagates `loss` and takes the gradients of `model`'s parameters, where `model` is the
     /// differentiable copy that computed `loss`. A parameter the loss does not reach gets zeros.
     pub fn of<M: Module>(loss: &Tensor<1>, model: &M) -> Self {
+        Self::of_reached(loss, model).0.or_zeros(model)
+    }
+
+    /// As [`of`](Self::of), of those parameters alone that the loss reaches; and what is left of the backward
+    /// pass, where the gradients of the computation's other leaves are found.
+    pub fn of_reached<M: Module>(loss: &Tensor<1>, model: &M) -> (Self, burn::tensor::Gradients) {
         struct Collect {
-            path: Vec<String>,
+            path: Path,
             all: burn::tensor::Gradients,
             by_name: BTreeMap<String, (Vec<usize>, Tensor<1>)>,
         }
         impl ModuleVisitor for Collect {
             fn enter_module(&mut self, name: &str, _: &str) {
-                self.path.push(name.to_owned());
+                self.path.enter(name);
             }
             fn exit_module(&mut self, _: &str, _: &str) {
-                self.path.pop();
+                self.path.exit();
             }
             fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
                 let tensor = param.val();
-                let shape = tensor.dims();
-                let grad = tensor
-                    .grad_remove(&mut self.all)
-                    .unwrap_or_else(|| tensor.without_autodiff().zeros_like());
-                let entry = (shape.to_vec(), grad.flatten(0, D - 1));
-                self.by_name.insert(self.path.join("."), entry);
+                if let Some(grad) = tensor.grad_remove(&mut self.all) {
+                    let entry = (tensor.dims().to_vec(), grad.flatten(0, D - 1));
+                    self.by_name.insert(self.path.name(), entry);
+                }
             }
         }
         let mut collect =
-            Collect { path: Vec::new(), all: loss.backward(), by_name: BTreeMap::new() };
+            Collect { path: Path::default(), all: loss.backward(), by_name: BTreeMap::new() };
         model.visit(&mut collect);
-        Self { by_name: collect.by_name }
+        (Self { by_name: collect.by_name }, collect.all)
+    }
+
+    /// With zeros for the parameters of `model` that have no gradient here.
+    pub fn or_zeros<M: Module>(mut self, model: &M) -> Self {
+        visit_parameters(model, &mut |name: &str, shape: &[usize], tensor: Tensor<1>| {
+            if !self.by_name.contains_key(name) {
+                let zeros = tensor.without_autodiff().zeros_like();
+                self.by_name.insert(name.to_owned(), (shape.to_vec(), zeros));
+            }
+        });
+        self
+    }
+
+    /// Together with the gradients of other parameters of the same model.
+    ///
+    /// # Panics
+    /// When a parameter is in both: whether its gradients add up is not known here (see [`plus`](Self::plus)).
+    pub fn joined(mut self, others: Self) -> Self {
+        for (name, entry) in others.by_name {
+            let found = self.by_name.insert(name.clone(), entry);
+            assert!(found.is_none(), "{name} has a gradient on both sides");
+        }
+        self
     }
 
     /// Adds another set of the same parameters (gradient accumulation).
@@ -103,9 +130,9 @@ impl Gradients {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::parameters::{map_parameters, visit_parameters};
+    use crate::parameters::map_parameters;
     use crate::{Init, Linear};
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     #[test]
     fn gradient_of_a_linear_layer_is_the_input() {
@@ -134,5 +161,49 @@ mod tests {
         assert_eq!(names, ["weight", "bias"]);
         let doubled = map_parameters(model, &mut |_, t| t * 2.0);
         assert_eq!(doubled.weight.val().dims(), [2, 2]);
+    }
+
+    #[test]
+    fn what_the_loss_reaches_is_told_from_what_it_does_not() {
+        let device = Device::flex();
+        let model = Linear::new(3, 1, true, &mut Init::new(0, &device));
+        let live = with_gradients(&model);
+        let x = Tensor::<2>::from_floats([[1.0, 2.0, 3.0]], &device).autodiff().require_grad();
+        let loss = (x.clone() * live.weight.val()).sum();
+        let (reached, mut rest) = Gradients::of_reached(&loss, &live);
+        assert_eq!(host(reached.get("weight").unwrap().clone()), [1.0, 2.0, 3.0]);
+        assert!(reached.get("bias").is_none());
+        let of_x = x.grad_remove(&mut rest).unwrap();
+        assert_eq!(host(of_x.flatten(0, 1)), host(model.weight.val().flatten(0, 1)));
+
+        let (bias, _) = Gradients::of_reached(&live.bias.as_ref().unwrap().val().sum(), &live);
+        let joined = reached.clone().joined(bias).or_zeros(&model);
+        assert_eq!(host(joined.get("bias").unwrap().clone()), [1.0]);
+        let filled = reached.or_zeros(&model);
+        assert_eq!(host(filled.get("weight").unwrap().clone()), [1.0, 2.0, 3.0]);
+        assert_eq!(host(filled.get("bias").unwrap().clone()), [0.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "bias has a gradient on both sides")]
+    fn gradients_of_one_parameter_are_not_joined() {
+        let model = Linear::new(1, 1, true, &mut Init::new(0, &Device::flex()));
+        let zeros = Gradients::default().or_zeros(&model);
+        let _ = zeros.clone().joined(zeros);
+    }
+
+    /// A model of a gigabyte may be made differentiable once per layer.
+    #[test]
+    fn a_differentiable_copy_shares_the_memory() {
+        let values = vec![1f32; 6];
+        let address = values.as_ptr();
+        let mut model = Linear::new(3, 2, true, &mut Init::new(0, &Device::flex()));
+        let weight = Tensor::from_data(TensorData::new(values, [2, 3]), &Device::flex());
+        model.weight = Param::from_tensor(weight);
+        let live = with_gradients(&model);
+        // The only owner now: nothing is copied on the way to the host.
+        drop(model);
+        let weight = live.weight.into_value().without_autodiff().into_data();
+        assert_eq!(weight.as_slice::<f32>().unwrap().as_ptr(), address);
     }
 }

@@ -29,20 +29,41 @@ impl UNetMidBlock2D {
         Self { attentions: attentions.into_iter().collect(), resnets: resnets.into() }
     }
 
+    /// Residual blocks with attention behind the first.
+    pub(crate) fn layers(&self) -> usize {
+        self.resnets.len()
+    }
+
+    /// Runs layer `i`.
+    ///
     /// # Shapes
     /// x: `[B, C, H, W]`; temb_silu: `[B, time_embed_dim]`; returns `[B, C, H, W]`.
+    pub(crate) fn layer(
+        &self,
+        i: usize,
+        x: Tensor<4>,
+        temb_silu: Option<&Tensor<2>>,
+        projection: &BlockProjection,
+    ) -> Tensor<4> {
+        let is_last = i + 1 == self.layers();
+        let x = self.resnets[i].forward(x, temb_silu, projection.behind_convolution(is_last));
+        let x = match self.attentions.get(i) {
+            Some(attention) => attention.forward(x),
+            None => x,
+        };
+        if is_last { projection.on_hidden_state(x) } else { x }
+    }
+
+    /// All layers.
+    ///
+    /// # Shapes
+    /// As [`layer`](Self::layer).
     pub(crate) fn forward(
         &self,
         x: Tensor<4>,
         temb_silu: Option<&Tensor<2>>,
         projection: &BlockProjection,
     ) -> Tensor<4> {
-        let mut x = self.resnets[0].forward(x, temb_silu, None);
-        for attention in &self.attentions {
-            x = attention.forward(x);
-        }
-        let behind_convolution = projection.behind_convolution(true);
-        let x = self.resnets[1].forward(x, temb_silu, behind_convolution);
-        projection.on_hidden_state(x)
+        (0..self.layers()).fold(x, |x, i| self.layer(i, x, temb_silu, projection))
     }
 }

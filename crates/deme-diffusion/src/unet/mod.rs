@@ -19,6 +19,7 @@ use deme_nn::{Conv2d, GroupNorm, Init};
 use rayon::prelude::*;
 
 use crate::denoiser::Denoiser;
+use crate::gradient_checkpointing::{Segment, Segmented, segments_of};
 use crate::image_shards::{image_shards, shard};
 use attention::AttentionShape;
 use channel_projection::{BlockProjection, folded, identities, last_conv};
@@ -165,6 +166,20 @@ impl UNet2DModel {
 
     /// As [`forward`](Self::forward), at timesteps that may lie between two of training.
     pub fn forward_between(&self, x: Tensor<4>, t: &[f64]) -> Tensor<4> {
+        self.run(x, t, &())
+    }
+}
+
+impl Segmented for UNet2DModel {
+    type Condition = ();
+
+    fn segments(&self) -> Vec<Segment> {
+        let down = self.down_blocks.iter().map(|block| block.layers());
+        let mid = self.mid_block.as_ref().map(|block| block.layers());
+        segments_of(down, mid, self.up_blocks.iter().map(|block| block.layers()))
+    }
+
+    fn first(&self, x: Tensor<4>, t: &[f64], (): &()) -> (Tensor<4>, Tensor<2>) {
         let [b, c, h, w] = x.dims();
         assert_eq!(t.len(), b, "one timestep per image");
         if let Err(error) = self.config.check_image_shape([c, h, w]) {
@@ -179,23 +194,42 @@ impl UNet2DModel {
             self.config.freq_shift,
             &x.device(),
         );
-        let temb_silu = Some(&self.time_embedding.forward_silu(sinusoidal));
+        let temb_silu = self.time_embedding.forward_silu(sinusoidal);
+        (self.conv_in.forward(x), temb_silu)
+    }
 
-        let mut matrices = self.projection.iter();
-        let mut next_projection =
-            || BlockProjection::new(self.config.channel_projection, matrices.next());
+    fn segment(
+        &self,
+        segment: Segment,
+        x: Tensor<4>,
+        temb_silu: &Tensor<2>,
+        (): &(),
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
+        let temb_silu = Some(temb_silu);
+        // Matrices stand in the order down, mid, up.
+        let projection = |number| {
+            BlockProjection::new(self.config.channel_projection, self.projection.get(number))
+        };
+        let (down, mid) = (self.down_blocks.len(), self.mid_block.iter().len());
+        match segment {
+            Segment::Down { block: i, layer } => {
+                let block = &self.down_blocks[i];
+                block.layer(layer, x, temb_silu, &projection(i), skips)
+            }
+            Segment::Mid { layer } => {
+                let block =
+                    self.mid_block.as_ref().expect("`segments` names blocks that are there");
+                block.layer(layer, x, temb_silu, &projection(down))
+            }
+            Segment::Up { block: i, layer } => {
+                let block = &self.up_blocks[i];
+                block.layer(layer, x, temb_silu, &projection(down + mid + i), skips)
+            }
+        }
+    }
 
-        let mut x = self.conv_in.forward(x);
-        let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, temb_silu, &next_projection(), &mut skips);
-        }
-        if let Some(block) = &self.mid_block {
-            x = block.forward(x, temb_silu, &next_projection());
-        }
-        for block in &self.up_blocks {
-            x = block.forward(x, temb_silu, &next_projection(), &mut skips);
-        }
+    fn last(&self, x: Tensor<4>) -> Tensor<4> {
         self.conv_out.forward_normalised(&self.conv_norm_out, x)
     }
 }

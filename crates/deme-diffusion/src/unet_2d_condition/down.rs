@@ -44,33 +44,38 @@ impl CrossAttnDownBlock2D {
         Self { resnets, attentions, downsamplers }
     }
 
-    /// Returns the hidden state and appends the skip connections: one per residual block and one for the
-    /// downsampler.
+    /// Residual blocks with a transformer behind them, then the downsampler.
+    pub(super) fn layers(&self) -> usize {
+        self.resnets.len() + self.downsamplers.len()
+    }
+
+    /// Runs layer `i`: returns the hidden state and appends it, before it is projected, to the skip connections.
     ///
     /// # Shapes
-    /// x: `[B, C_in, H, W]`; temb_silu: `[B, time_embed_dim]`; hidden_states: `[B, L, width]`; returns
-    /// `[B, C, H/2, W/2]`, or `[B, C, H, W]` from the last block.
-    pub(super) fn forward(
+    /// x: `[B, C_in, H, W]`; temb_silu: `[B, time_embed_dim]`; hidden_states: `[B, L, width]`; returns `[B, C, H, W]`, or
+    /// `[B, C, H/2, W/2]` from the downsampler.
+    pub(super) fn layer(
         &self,
-        mut x: Tensor<4>,
+        i: usize,
+        x: Tensor<4>,
         temb_silu: &Tensor<2>,
         hidden_states: &Tensor<3>,
         projection: &BlockProjection,
         skips: &mut Vec<Tensor<4>>,
     ) -> Tensor<4> {
-        let ends_in_resnet = self.downsamplers.is_empty();
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            let is_last = ends_in_resnet && i + 1 == self.resnets.len();
-            x = resnet.forward(x, Some(temb_silu), projection.behind_convolution(is_last));
-            if let Some(attention) = self.attentions.get(i) {
-                x = attention.forward(x, hidden_states);
+        let is_last = i + 1 == self.layers();
+        let behind_convolution = projection.behind_convolution(is_last);
+        let x = match self.resnets.get(i) {
+            Some(resnet) => {
+                let x = resnet.forward(x, Some(temb_silu), behind_convolution);
+                match self.attentions.get(i) {
+                    Some(attention) => attention.forward(x, hidden_states),
+                    None => x,
+                }
             }
-            skips.push(x.clone());
-        }
-        for downsampler in &self.downsamplers {
-            x = downsampler.forward(x, projection.behind_convolution(true));
-            skips.push(x.clone());
-        }
-        projection.on_hidden_state(x)
+            None => self.downsamplers[i - self.resnets.len()].forward(x, behind_convolution),
+        };
+        skips.push(x.clone());
+        if is_last { projection.on_hidden_state(x) } else { x }
     }
 }

@@ -28,22 +28,29 @@ impl UNetMidBlock2DCrossAttn {
         Self { attentions, resnets: resnets.into() }
     }
 
+    /// Residual blocks with a transformer behind the first.
+    pub(super) fn layers(&self) -> usize {
+        self.resnets.len()
+    }
+
+    /// Runs layer `i`.
+    ///
     /// # Shapes
-    /// x: `[B, C, H, W]`; temb_silu: `[B, time_embed_dim]`; hidden_states: `[B, L, width]`; returns
-    /// `[B, C, H, W]`.
-    pub(super) fn forward(
+    /// x: `[B, C, H, W]`; temb_silu: `[B, time_embed_dim]`; hidden_states: `[B, L, width]`; returns `[B, C, H, W]`.
+    pub(super) fn layer(
         &self,
+        i: usize,
         x: Tensor<4>,
         temb_silu: &Tensor<2>,
         hidden_states: &Tensor<3>,
         projection: &BlockProjection,
     ) -> Tensor<4> {
-        let mut x = self.resnets[0].forward(x, Some(temb_silu), None);
-        for attention in &self.attentions {
-            x = attention.forward(x, hidden_states);
-        }
-        let behind_convolution = projection.behind_convolution(true);
-        let x = self.resnets[1].forward(x, Some(temb_silu), behind_convolution);
-        projection.on_hidden_state(x)
+        let is_last = i + 1 == self.layers();
+        let x = self.resnets[i].forward(x, Some(temb_silu), projection.behind_convolution(is_last));
+        let x = match self.attentions.get(i) {
+            Some(attention) => attention.forward(x, hidden_states),
+            None => x,
+        };
+        if is_last { projection.on_hidden_state(x) } else { x }
     }
 }

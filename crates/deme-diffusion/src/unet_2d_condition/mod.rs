@@ -20,6 +20,7 @@ use deme_nn::{Conv2d, GroupNorm, Init};
 use rayon::prelude::*;
 
 use crate::denoiser::ConditionalDenoiser;
+use crate::gradient_checkpointing::{Segment, Segmented, segments_of};
 use crate::image_shards::{image_shards, shard};
 use crate::model_config::ModelConfigError;
 use crate::unet::channel_projection::{BlockProjection, folded, identities, last_conv};
@@ -166,6 +167,20 @@ impl UNet2DConditionModel {
 
     /// As [`forward`](Self::forward), at timesteps that may lie between two of training.
     pub fn forward_between(&self, x: Tensor<4>, t: &[f64], hidden_states: Tensor<3>) -> Tensor<4> {
+        self.run(x, t, &hidden_states)
+    }
+}
+
+impl Segmented for UNet2DConditionModel {
+    type Condition = Tensor<3>;
+
+    fn segments(&self) -> Vec<Segment> {
+        let down = self.down_blocks.iter().map(|block| block.layers());
+        let mid = self.mid_block.as_ref().map(|block| block.layers());
+        segments_of(down, mid, self.up_blocks.iter().map(|block| block.layers()))
+    }
+
+    fn first(&self, x: Tensor<4>, t: &[f64], hidden_states: &Tensor<3>) -> (Tensor<4>, Tensor<2>) {
         let [b, c, h, w] = x.dims();
         assert_eq!(t.len(), b, "one timestep per image");
         assert_eq!(hidden_states.dims()[0], b, "one sequence of hidden states per image");
@@ -181,24 +196,41 @@ impl UNet2DConditionModel {
             self.config.freq_shift,
             &x.device(),
         );
-        let temb_silu = &self.time_embedding.forward_silu(sinusoidal);
-        let hidden_states = &hidden_states;
+        let temb_silu = self.time_embedding.forward_silu(sinusoidal);
+        (self.conv_in.forward(x), temb_silu)
+    }
 
-        let mut matrices = self.projection.iter();
-        let mut next_projection =
-            || BlockProjection::new(self.config.channel_projection, matrices.next());
+    fn segment(
+        &self,
+        segment: Segment,
+        x: Tensor<4>,
+        temb_silu: &Tensor<2>,
+        hidden_states: &Tensor<3>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
+        // Matrices stand in the order down, mid, up.
+        let projection = |number| {
+            BlockProjection::new(self.config.channel_projection, self.projection.get(number))
+        };
+        let (down, mid) = (self.down_blocks.len(), self.mid_block.iter().len());
+        match segment {
+            Segment::Down { block: i, layer } => {
+                let block = &self.down_blocks[i];
+                block.layer(layer, x, temb_silu, hidden_states, &projection(i), skips)
+            }
+            Segment::Mid { layer } => {
+                let block =
+                    self.mid_block.as_ref().expect("`segments` names blocks that are there");
+                block.layer(layer, x, temb_silu, hidden_states, &projection(down))
+            }
+            Segment::Up { block: i, layer } => {
+                let block = &self.up_blocks[i];
+                block.layer(layer, x, temb_silu, hidden_states, &projection(down + mid + i), skips)
+            }
+        }
+    }
 
-        let mut x = self.conv_in.forward(x);
-        let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, temb_silu, hidden_states, &next_projection(), &mut skips);
-        }
-        if let Some(block) = &self.mid_block {
-            x = block.forward(x, temb_silu, hidden_states, &next_projection());
-        }
-        for block in &self.up_blocks {
-            x = block.forward(x, temb_silu, hidden_states, &next_projection(), &mut skips);
-        }
+    fn last(&self, x: Tensor<4>) -> Tensor<4> {
         self.conv_out.forward_normalised(&self.conv_norm_out, x)
     }
 }

@@ -41,32 +41,39 @@ impl CrossAttnUpBlock2D {
         Self { resnets, attentions, upsamplers }
     }
 
-    /// Takes its skip connections off the end of `skips`, the latest first.
+    /// Residual blocks with a transformer behind them, then the upsampler.
+    pub(super) fn layers(&self) -> usize {
+        self.resnets.len() + self.upsamplers.len()
+    }
+
+    /// Runs layer `i`. A residual block takes its skip connection off the end of `skips`, the latest first.
     ///
     /// # Shapes
-    /// x: `[B, C_before, H, W]`; temb_silu: `[B, time_embed_dim]`; hidden_states: `[B, L, width]`; returns
-    /// `[B, C, 2H, 2W]`, or `[B, C, H, W]` from the last block.
-    pub(super) fn forward(
+    /// x: `[B, C_before, H, W]`; temb_silu: `[B, time_embed_dim]`; hidden_states: `[B, L, width]`; returns `[B, C, H, W]`, or
+    /// `[B, C, 2H, 2W]` from the upsampler.
+    pub(super) fn layer(
         &self,
-        mut x: Tensor<4>,
+        i: usize,
+        x: Tensor<4>,
         temb_silu: &Tensor<2>,
         hidden_states: &Tensor<3>,
         projection: &BlockProjection,
         skips: &mut Vec<Tensor<4>>,
     ) -> Tensor<4> {
-        let ends_in_resnet = self.upsamplers.is_empty();
-        for (i, resnet) in self.resnets.iter().enumerate() {
-            let is_last = ends_in_resnet && i + 1 == self.resnets.len();
-            let skip = skips.pop().expect("the way down leaves one skip per residual block here");
-            let behind_convolution = projection.behind_convolution(is_last);
-            x = resnet.forward_of_two([x, skip], Some(temb_silu), behind_convolution);
-            if let Some(attention) = self.attentions.get(i) {
-                x = attention.forward(x, hidden_states);
+        let is_last = i + 1 == self.layers();
+        let behind_convolution = projection.behind_convolution(is_last);
+        let x = match self.resnets.get(i) {
+            Some(resnet) => {
+                let skip =
+                    skips.pop().expect("the way down leaves one skip per residual block here");
+                let x = resnet.forward_of_two([x, skip], Some(temb_silu), behind_convolution);
+                match self.attentions.get(i) {
+                    Some(attention) => attention.forward(x, hidden_states),
+                    None => x,
+                }
             }
-        }
-        for upsampler in &self.upsamplers {
-            x = upsampler.forward(x, projection.behind_convolution(true));
-        }
-        projection.on_hidden_state(x)
+            None => self.upsamplers[i - self.resnets.len()].forward(x, behind_convolution),
+        };
+        if is_last { projection.on_hidden_state(x) } else { x }
     }
 }

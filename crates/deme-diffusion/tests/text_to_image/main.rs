@@ -3,6 +3,7 @@
 
 mod conditioning;
 mod fixtures;
+mod gradient_checkpointing;
 mod guided_image;
 mod pipeline;
 mod single_file;

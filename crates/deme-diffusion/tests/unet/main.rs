@@ -5,6 +5,7 @@ mod batches;
 mod checkpoints;
 mod config;
 mod fixtures;
+mod gradient_checkpointing;
 mod projection;
 mod reference;
 
