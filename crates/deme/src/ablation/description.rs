@@ -31,7 +31,9 @@ pub fn describe(planned: &Planned<'_>, root: &Path, out: &Path) -> String {
                 [] => String::new(),
                 asked => format!(", standing for {}", asked.join(" and ")),
             };
-            let _ = writeln!(text, "  measured by {}{stands_for}", metric.name);
+            let direction = if metric.lower_is_better { "lower" } else { "higher" };
+            let _ =
+                writeln!(text, "  measured by {}{stands_for} ({direction} is better)", metric.name);
         }
         for (variant, of_seeds) in ablation.variants.iter().zip(cells) {
             let is_base = of_seeds.iter().zip(&cells[0]).all(|(a, b)| same_measurement(a, b));

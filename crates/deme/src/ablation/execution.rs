@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::AblationError;
 use super::bindings::Bindings;
+use super::metric_names::is_clip_score;
 use super::parts::part;
 use super::plan::AblationPlan;
 use super::results::{
@@ -407,6 +408,18 @@ fn notes(understood: &Understood) -> Vec<String> {
              are not corrected for the number of comparisons: of twenty, about one is outside by chance."
         ),
     });
+    let mut scores: Vec<&str> = Vec::new();
+    for metric in understood.ablations.iter().flat_map(|ablation| &ablation.metrics) {
+        if is_clip_score(&metric.name) && !scores.contains(&metric.name.as_str()) {
+            scores.push(&metric.name);
+        }
+    }
+    for score in scores {
+        notes.push(format!(
+            "{score} says whether pictures show what their prompts ask for, the distance whether they look \
+             like real ones. Each is judged by itself: a variant can win by one and lose by the other."
+        ));
+    }
     notes.push(
         "All variants of a seed have the same pictures, parts of them, pretrained model and seeds of their \
          samples. Stages that variants share were computed once."
@@ -414,8 +427,9 @@ fn notes(understood: &Understood) -> Vec<String> {
     );
     if understood.recipe.evaluation.extractor.is_none() {
         notes.push(
-            "fd_tiny_clip takes features with a small CLIP that is trained anew at each seed. Means over \
-             seeds are therefore rough; differences within a seed have one judge."
+            "The judge, tiny_clip, is a small CLIP that is trained anew at each seed. Means over seeds are \
+             therefore rough, differences within a seed have one judge, and no number of it can be compared \
+             with published ones."
                 .to_owned(),
         );
     }

@@ -1,5 +1,6 @@
 //! What plans call a metric, and what a run calls it.
 
+use deme_eval::{Direction, metric_row};
 use serde::{Deserialize, Serialize};
 
 use super::AblationError;
@@ -18,7 +19,8 @@ pub struct Metric {
 }
 
 /// Names that people use, and the run's name of the same number. The distances come in several, by what
-/// they take features with.
+/// they take features with. A CLIP score is one of whatever CLIP the run scores with: the name promises no
+/// particular one, as FID does.
 const NAMES: &[(&str, &[&str])] = &[
     ("fid", &["fid", "fid score", "fréchet inception distance", "frechet inception distance"]),
     ("clip_score", &["clip score", "clip_score", "clipscore", "clip scores", "clip similarity"]),
@@ -88,12 +90,19 @@ fn given_name(text: &str, given: &[String]) -> Option<String> {
     let (name, _) = NAMES.iter().find(|(_, names)| {
         names.iter().any(|known| *known == plain || plain_words(known).join(" ") == words)
     })?;
-    given.iter().find(|given| given == name).cloned()
+    let exact = given.iter().find(|given| given == name);
+    let by_any_clip = || given.iter().find(|given| *name == "clip_score" && is_clip_score(given));
+    exact.or_else(by_any_clip).cloned()
 }
 
-/// Scores rise with quality, distances and losses fall.
+/// Whether this is a CLIP score, of whatever CLIP.
+pub fn is_clip_score(metric: &str) -> bool {
+    metric_row(metric).is_some_and(|row| row.name == "clip_score")
+}
+
+/// As the table of metrics has it; what it does not know is a distance or a loss.
 fn is_lower_better(name: &str) -> bool {
-    !name.contains("score") && !name.contains("precision") && !name.contains("recall")
+    metric_row(name).is_none_or(|row| row.direction == Direction::Lower)
 }
 
 #[cfg(test)]
@@ -127,6 +136,41 @@ mod tests {
         let directions: Vec<bool> =
             metrics(&[], &all, &[]).unwrap().iter().map(|m| m.lower_is_better).collect();
         assert_eq!(directions, [true, true, false]);
+    }
+
+    #[test]
+    fn both_metrics_of_a_run_with_prompts_are_found_by_the_names_of_plans() {
+        for (given, asked) in [
+            (["fid", "clip_score"], ["FID", "CLIP Score"]),
+            (["fid", "clip_score_tiny_clip"], ["FID", "CLIPScore"]),
+            (["fd_tiny_clip", "clip_score_tiny_clip"], ["Fréchet distance", "CLIP score"]),
+            (["fd_dinov2", "clip_score_tiny_clip"], ["FDD", "clip_score_tiny_clip"]),
+        ] {
+            let found = metrics(&asked, &given, &[]).unwrap();
+            let names: Vec<&str> = found.iter().map(|metric| metric.name.as_str()).collect();
+            assert_eq!(names, given);
+            let lower: Vec<bool> = found.iter().map(|metric| metric.lower_is_better).collect();
+            assert_eq!(lower, [true, false]);
+        }
+        // Of two, the plain name means the plain one.
+        let two = ["clip_score_tiny_clip", "clip_score"];
+        assert_eq!(names(&["CLIP Score"], &two, &[]), ["clip_score"]);
+        // FID is Inception's, whatever else there is.
+        let given = ["fd_tiny_clip", "clip_score_tiny_clip"];
+        let refused = metrics(&["FID", "CLIP Score"], &given, &[]);
+        let Err(AblationError::NoSuchMetric { metric, given, .. }) = refused else {
+            panic!("accepted")
+        };
+        assert_eq!(
+            (metric.as_str(), given.as_str()),
+            ("FID", "fd_tiny_clip, clip_score_tiny_clip")
+        );
+        // Without prompts there is no score.
+        let refused = metrics(&["CLIP Score"], &["fid"], &[]);
+        assert!(matches!(refused, Err(AblationError::NoSuchMetric { .. })));
+        let shares = metrics(&[], &["coverage", "density", "kid"], &[]).unwrap();
+        let lower: Vec<bool> = shares.iter().map(|metric| metric.lower_is_better).collect();
+        assert_eq!(lower, [false, false, true]);
     }
 
     #[test]

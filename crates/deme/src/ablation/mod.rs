@@ -24,7 +24,7 @@ pub mod question;
 pub mod results;
 pub mod setting;
 pub mod shipped_plans;
-mod statistics;
+pub mod statistics;
 pub mod variants;
 
 pub use error::AblationError;

@@ -247,6 +247,13 @@ mod tests {
             ("Combination of techniques", "techniques"),
             ("consistency-loss", "consistency_loss"),
             ("fine-tuning", "finetuning"),
+            ("Classifier-free guidance (CFG)", "guidance"),
+            ("The guidance scale of the sampler", "guidance"),
+            ("guidance weight w", "guidance"),
+            ("CFG scale", "guidance"),
+            ("Caption dropout", "caption_dropout"),
+            ("Dropping captions for classifier-free guidance", "caption_dropout"),
+            ("unconditional training with null prompts", "caption_dropout"),
         ] {
             assert_eq!(id_of(text), id, "{text}");
         }
@@ -291,6 +298,8 @@ mod tests {
             ("TIES merging instead of linear merging", "deme merge"),
             ("the optimizer", "AdamW"),
             ("the dataset", "pictures"),
+            ("the prompts", "same captions"),
+            ("the text encoder", "text encoder"),
         ] {
             let Err(AblationError::NotHere { reason, .. }) = part_of("entry", text) else {
                 panic!("{text}: {}", id_of(text))

@@ -1,7 +1,7 @@
 //! How the text of a replacement is read, part by part: words and numbers to settings of the recipe.
 
 use deme_decouple::{Granularity, LossWeighting, LrScheduleKind};
-use deme_diffusion::{ProjectionPlacement, SamplerKind};
+use deme_diffusion::{GuidanceConfig, ProjectionPlacement, SamplerKind};
 use deme_merge::{ParameterGroups, SearchConfig};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +14,10 @@ use crate::recipe::{Recipe, SearchObjective};
 
 /// The grid of the weights where the recipe has none.
 const GRID_VALUES: [f64; 5] = [0.0, 0.25, 0.5, 0.75, 1.0];
+/// The key of the weight of classifier-free guidance.
+const GUIDANCE: &str = "sampling.guidance.scale";
+/// The key of the share of captions that finetuning leaves out.
+const CAPTION_DROPOUT: &str = "decouple.finetune.caption_dropout";
 /// A search of another kind gets at least so many evaluations, and at most so many.
 const EVALUATIONS: std::ops::RangeInclusive<u64> = 30..=1000;
 
@@ -54,6 +58,12 @@ fn scaled_count(text: &str, current: u64) -> Option<u64> {
         [word] if word == "double" => Some(current * 2),
         _ => count_in(text),
     }
+}
+
+/// A number of the recipe by its key; none where the recipe says nothing there.
+fn number_at(recipe: &Recipe, key: &str) -> Option<f64> {
+    let whole = serde_json::to_value(recipe).expect("a recipe is plain data");
+    key.split('.').try_fold(&whole, |value, name| value.get(name))?.as_f64()
 }
 
 /// A recipe's on or off.
@@ -645,6 +655,48 @@ pub fn eta(_: &Recipe, text: &str) -> Reading {
     number_in(text).map(eta_of).ok_or(Unread::NoSense)
 }
 
+/// The weight of classifier-free guidance where the recipe gives none.
+fn default_guidance() -> f64 {
+    GuidanceConfig::default().scale
+}
+
+/// The recipe's weight of classifier-free guidance.
+pub fn guidance_scale(recipe: &Recipe) -> f64 {
+    number_at(recipe, GUIDANCE).unwrap_or_else(default_guidance)
+}
+
+/// A weight of classifier-free guidance; at 1 the prompt alone predicts.
+pub fn guidance_of(scale: f64) -> Setting {
+    Setting::number(format!("guidance {}", written(scale)), GUIDANCE, scale)
+}
+
+/// Classifier-free guidance.
+pub fn guidance(recipe: &Recipe, text: &str) -> Reading {
+    let own = guidance_scale(recipe);
+    match (scaled(text, own), switch_in(text)) {
+        (Some(scale), _) => Ok(guidance_of(scale)),
+        (None, Some(false)) => Ok(guidance_of(1.0)),
+        (None, Some(true)) => Ok(guidance_of(if own == 1.0 { default_guidance() } else { own })),
+        (None, None) => Err(Unread::NoSense),
+    }
+}
+
+/// The share of captions that finetuning leaves out.
+pub fn caption_dropout_share(recipe: &Recipe) -> f64 {
+    number_at(recipe, CAPTION_DROPOUT).unwrap_or(0.0)
+}
+
+/// A share of captions that finetuning leaves out.
+pub fn caption_dropout_of(share: f64) -> Setting {
+    Setting::number(format!("caption dropout {}", written(share)), CAPTION_DROPOUT, share)
+}
+
+/// Captions left out in finetuning.
+pub fn caption_dropout(recipe: &Recipe, text: &str) -> Reading {
+    let own = caption_dropout_share(recipe);
+    number_or_switch(text, if own > 0.0 { own } else { 0.1 }).map(caption_dropout_of)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -779,5 +831,36 @@ mod tests {
                 other => panic!("{id} {text}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn guidance_and_dropout_are_numbers_that_can_be_off() {
+        let recipe = shapes(&[]);
+        let label = |id: &str, text: &str| {
+            let setting = (part(id).unwrap().read)(&recipe, text).unwrap();
+            (setting.overrides[0].clone(), setting.number.unwrap())
+        };
+        let scale = |number: f64| (format!("sampling.guidance.scale={}", written(number)), number);
+        for (text, expected) in [
+            ("3", 3.0),
+            ("scale 1.5", 1.5),
+            ("off", 1.0),
+            ("without guidance", 1.0),
+            ("on", 7.5),
+            ("double", 15.0),
+        ] {
+            assert_eq!(label("guidance", text), scale(expected), "{text}");
+        }
+        for (text, expected) in [("0.2", 0.2), ("20%", 0.2), ("off", 0.0), ("on", 0.1)] {
+            let (set, number) = label("caption_dropout", text);
+            assert_eq!(set, format!("decouple.finetune.caption_dropout={}", written(expected)));
+            assert_eq!(number, expected, "{text}");
+        }
+        // Where the recipe says nothing, the network's defaults hold.
+        assert_eq!((guidance_scale(&recipe), caption_dropout_share(&recipe)), (7.5, 0.0));
+        assert_eq!(number_at(&recipe, "sampling.sampler.steps"), {
+            Some(recipe.sampling.sampler.steps as f64)
+        });
+        assert_eq!(number_at(&recipe, "sampling.nothing.scale"), None);
     }
 }

@@ -686,6 +686,74 @@ pub static PARTS: &[Part] = &[
         tells: (1, "whether added noise hides the difference"),
     },
     Part {
+        id: "guidance",
+        title: "the weight of classifier-free guidance",
+        keys: "sampling.guidance.scale (text to image only)",
+        phrases: &[
+            "guidance",
+            "guidance scale",
+            "guidance weight",
+            "guidance strength",
+            "classifier free guidance",
+            "cfg",
+        ],
+        weak_phrases: &["prompt adherence"],
+        aspect_of: &["sampler"],
+        switch: Some(Switch {
+            is_on: |recipe| readings::guidance_scale(recipe) != 1.0,
+            add_means: "scale 7.5, Stable Diffusion's usual one",
+            add: Some("7.5"),
+            remove_means: "scale 1: the prediction under the prompt as it is",
+            remove: |_| readings::guidance_of(1.0),
+        }),
+        reads: "the scale, as in 3 or 7.5; off (scale 1), half or double",
+        read: readings::guidance,
+        takes_number_lists: false,
+        current: |recipe| {
+            let scale = readings::guidance_scale(recipe);
+            Current::number(format!("guidance {}", written(scale)), scale)
+        },
+        worth: &["off", "half", "double"],
+        tells: (5, "whether the gain hangs on how strongly the prompt guides"),
+    },
+    Part {
+        id: "caption_dropout",
+        title: "the share of captions that finetuning leaves out",
+        keys: "decouple.finetune.caption_dropout (text to image only)",
+        phrases: &[
+            "caption dropout",
+            "prompt dropout",
+            "text dropout",
+            "condition dropout",
+            "conditioning dropout",
+            "dropping caption",
+            "dropping prompt",
+            "unconditional training",
+            "empty caption",
+            "empty prompt",
+            "null caption",
+            "null prompt",
+        ],
+        weak_phrases: &["dropout"],
+        aspect_of: &["guidance"],
+        switch: Some(Switch {
+            is_on: |recipe| readings::caption_dropout_share(recipe) > 0.0,
+            add_means: "one caption in ten",
+            add: Some("0.1"),
+            remove_means: "every picture has its caption",
+            remove: |_| readings::caption_dropout_of(0.0),
+        }),
+        reads: "a number from 0 to 1, as in 0.1 or 10%; on or off",
+        read: readings::caption_dropout,
+        takes_number_lists: false,
+        current: |recipe| {
+            let share = readings::caption_dropout_share(recipe);
+            Current::number(format!("caption dropout {}", written(share)), share)
+        },
+        worth: &["off", "0.1", "0.2"],
+        tells: (3, "whether the experts must see pictures without captions for guidance to work"),
+    },
+    Part {
         id: "finetuning",
         title: "finetuning at all",
         keys: "the row before finetuning",
@@ -754,6 +822,14 @@ pub static NOT_HERE: &[(&[&str], &str)] = &[
         "all variants have the pretrained network",
     ),
     (&["seed"], "seeds are repetitions, not variants: --seeds K"),
+    (
+        &["prompt", "caption"],
+        "all variants draw for the same captions; give another recipe to compare captions",
+    ),
+    (
+        &["text encoder", "tokenizer"],
+        "all variants have the text encoder of the recipe; give another recipe to compare encoders",
+    ),
 ];
 
 #[cfg(test)]
@@ -791,10 +867,24 @@ mod tests {
         }
     }
 
+    /// Parts that a recipe of pictures without captions, as the embedded one, cannot set.
+    const OF_TEXT_TO_IMAGE: [&str; 2] = ["guidance", "caption_dropout"];
+
+    #[test]
+    fn parts_of_text_to_image_are_refused_by_recipes_without_captions() {
+        for id in OF_TEXT_TO_IMAGE {
+            let part = part(id).unwrap();
+            let add = part.switch.as_ref().unwrap().add.unwrap();
+            let setting = (part.read)(&Recipe::load(None, &[]).unwrap(), add).unwrap();
+            let refused = Recipe::load(None, &setting.overrides);
+            assert!(refused.is_err(), "{id}: {:?}", setting.overrides);
+        }
+    }
+
     #[test]
     fn every_setting_is_a_recipe_of_its_own_and_removing_leaves_nothing_to_remove() {
         let base = Recipe::load(None, &[]).unwrap();
-        for part in PARTS {
+        for part in PARTS.iter().filter(|part| !OF_TEXT_TO_IMAGE.contains(&part.id)) {
             for text in part.worth {
                 let setting = (part.read)(&base, text).unwrap();
                 let recipe = Recipe::load(None, &setting.overrides);

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::AblationError;
 use super::evidence::{Evidence, RowFacts, RunFacts};
+use super::metric_names::Metric;
 use super::parts::{PARTS, Part};
 use super::plan::{AblationPlan, Action, PlanEntry};
 use super::results::{AblationTable, Standing};
@@ -50,9 +51,13 @@ fn seeds_of(table: &AblationTable) -> usize {
     seeds.max().unwrap_or(0)
 }
 
-/// `uniform 1/N +0.12, within noise`
+/// `fd: uniform 1/N +0.12, within noise; clip_score: uniform 1/N -0.30, worse`
 fn found_in(table: &AblationTable) -> String {
-    let Some(metric) = table.metrics.first() else { return "nothing".to_owned() };
+    let metrics: Vec<String> = table.metrics.iter().map(|metric| found_by(table, metric)).collect();
+    if metrics.is_empty() { "nothing".to_owned() } else { metrics.join("; ") }
+}
+
+fn found_by(table: &AblationTable, metric: &Metric) -> String {
     let rows = table.rows.iter().filter_map(|row| {
         let found = row.summary.get(&metric.name)?.difference.as_ref()?;
         let words = match found.standing {
@@ -286,7 +291,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::bindings::Bindings;
     use super::super::plan::PlanForm;
-    use super::super::results::tests::{row, table};
+    use super::super::results::tests::{row, table, table_of_two, with_score};
     use super::super::results::{AblationResults, SCHEMA_VERSION};
     use super::super::variants::{VariantKind, ablations_of};
     use super::*;
@@ -377,6 +382,21 @@ mod tests {
         let known = known_of_parts(&Recipe::load(None, &[]).unwrap(), &evidence);
         let weights = known.iter().find(|known| known.part.id == "weights").unwrap();
         assert_eq!((weights.seeds, weights.found.len()), (3, 1));
+    }
+
+    #[test]
+    fn every_metric_of_an_earlier_ablation_is_told() {
+        let (path, mut results) = ablated("ranges", 1);
+        let rows = results.ablations.remove(0).rows;
+        let rows = rows.into_iter().zip([25.0, 26.0]);
+        let rows = rows.map(|(row, score)| with_score(row, &[Some(score)], Some(0.1))).collect();
+        results.ablations = vec![table_of_two(rows)];
+        results.ablations[0].part = "ranges".to_owned();
+        let evidence = Evidence { ablations: vec![(path, results)], runs: vec![] };
+        let known = known_of_parts(&Recipe::load(None, &[]).unwrap(), &evidence);
+        let ranges = known.iter().find(|known| known.part.id == "ranges").unwrap();
+        let told = "fd: other +0.050, within noise; clip_score: other +1.000, better (";
+        assert!(ranges.found[0].starts_with(told), "{:?}", ranges.found);
     }
 
     #[test]

@@ -324,6 +324,25 @@ pub mod tests {
         }
     }
 
+    /// `row` with a CLIP score at each seed beside its distance.
+    pub fn with_score(
+        mut row: AblationRow,
+        values: &[Option<f64>],
+        spread: Option<f64>,
+    ) -> AblationRow {
+        let measured = values.iter().map(|v| v.map(|value| Measured { value, spread })).collect();
+        row.measured.insert("clip_score".to_owned(), measured);
+        row
+    }
+
+    /// A table of two metrics, the second of which rises with quality.
+    pub fn table_of_two(rows: Vec<AblationRow>) -> AblationTable {
+        let mut table = table(rows);
+        table.metrics.push(Metric { lower_is_better: false, ..metric("clip_score") });
+        table.summarise();
+        table
+    }
+
     pub fn table(rows: Vec<AblationRow>) -> AblationTable {
         let mut table = AblationTable {
             name: "Weights".to_owned(),
@@ -357,6 +376,68 @@ pub mod tests {
         assert_eq!(found.standing, Standing::Better);
         assert!(table.rows[1].summary["fd"].half_width.unwrap() > 20.0);
         assert!(table.rows[0].summary["fd"].difference.is_none());
+    }
+
+    #[test]
+    fn each_metric_is_judged_by_itself_and_in_its_own_direction() {
+        let some = |values: [f64; 3]| values.map(Some);
+        let base = row("base", VariantKind::Base, &some([10.0, 20.0, 30.0]), None);
+        let other = row("other", VariantKind::Asked, &some([9.0, 19.1, 28.9]), None);
+        let rows = vec![
+            with_score(base, &some([25.0, 26.0, 27.0]), None),
+            with_score(other, &some([26.0, 27.1, 27.9]), None),
+        ];
+        let table = table_of_two(rows);
+        let found = |metric: &str| table.rows[1].summary[metric].difference.clone().unwrap();
+        assert_eq!((found("fd").standing, found("clip_score").standing), {
+            (Standing::Better, Standing::Better)
+        });
+        assert!((found("fd").mean + 1.0).abs() < 1e-12);
+        assert!((found("clip_score").mean - 1.0).abs() < 1e-12);
+
+        // A score that falls is worse, one that wavers is noise, one that failed leaves the other alone.
+        let standing = |scores: [Option<f64>; 3]| {
+            let mut rows = table.rows.clone();
+            rows[1] = with_score(rows[1].clone(), &scores, None);
+            let table = table_of_two(rows);
+            let summary = &table.rows[1].summary;
+            assert_eq!(summary["fd"].difference.as_ref().unwrap().standing, Standing::Better);
+            summary.get("clip_score").map(|s| s.difference.as_ref().unwrap().standing)
+        };
+        assert_eq!(standing(some([24.0, 24.9, 26.1])), Some(Standing::Worse));
+        assert_eq!(standing(some([20.0, 30.0, 27.0])), Some(Standing::WithinNoise));
+        assert_eq!(standing([None; 3]), None);
+        // One seed: two combined spreads of each metric's own.
+        let one = |fd: f64, score: f64| {
+            let base = row("base", VariantKind::Base, &[Some(10.0)], Some(1.0));
+            let other = row("other", VariantKind::Asked, &[Some(fd)], Some(1.0));
+            let rows = vec![
+                with_score(base, &[Some(25.0)], Some(0.1)),
+                with_score(other, &[Some(score)], Some(0.1)),
+            ];
+            let table = table_of_two(rows);
+            ["fd", "clip_score"]
+                .map(|metric| table.rows[1].summary[metric].difference.clone().unwrap().standing)
+        };
+        assert_eq!(one(9.0, 25.5), [Standing::WithinNoise, Standing::Better]);
+        assert_eq!(one(7.0, 24.5), [Standing::Better, Standing::Worse]);
+
+        let results = AblationResults {
+            schema_version: SCHEMA_VERSION,
+            plan: "p".into(),
+            recipe: "r".into(),
+            recipe_toml: String::new(),
+            seeds: vec![0, 1, 2],
+            notes: Vec::new(),
+            ablations: vec![table.clone()],
+        };
+        let text = csv(&results);
+        let lines: Vec<&str> = text.lines().skip(1).collect();
+        assert_eq!(lines.len(), 4, "a line per variant and metric: {text}");
+        assert!(
+            lines[3].starts_with("Weights,weights,other,asked,merged,clip_score,,3,"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -23,7 +23,13 @@ pub fn standard_deviation(values: &[f64]) -> Option<f64> {
 pub fn half_width(values: &[f64]) -> Option<f64> {
     let deviation = standard_deviation(values)?;
     let n = values.len();
-    Some(student_quantile(0.5 + LEVEL / 2.0, n as u64 - 1) * deviation / (n as f64).sqrt())
+    Some(student_factor(n)? * deviation / (n as f64).sqrt())
+}
+
+/// How many standard errors the 95% interval of a mean of `n` numbers reaches to each side, `t_{0.975, n-1}`;
+/// none below two numbers.
+pub fn student_factor(n: usize) -> Option<f64> {
+    (n >= 2).then(|| student_quantile(0.5 + LEVEL / 2.0, n as u64 - 1))
 }
 
 /// The value below which Student's distribution has the share `share`, which is at least 1/2.
@@ -105,6 +111,15 @@ mod tests {
         });
         let share = covered.count() as f64 / f64::from(cases);
         assert!((share - 0.95).abs() < 0.006, "{share}");
+    }
+
+    #[test]
+    fn few_seeds_need_large_differences() {
+        let factors = [2, 3, 5].map(|n| student_factor(n).unwrap());
+        for (found, expected) in factors.iter().zip([12.706, 4.303, 2.776]) {
+            assert!((found - expected).abs() < 5e-4, "{factors:?}");
+        }
+        assert_eq!((student_factor(0), student_factor(1)), (None, None));
     }
 
     #[test]

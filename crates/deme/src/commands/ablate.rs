@@ -1,12 +1,13 @@
 //! `deme ablate`: a plan of ablations, from its words to a table.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::ablation::description::describe;
 use crate::ablation::execution::{Planned, Request, Understood};
 use crate::ablation::parts::PARTS;
-use crate::ablation::results::{AblationResults, csv};
+use crate::ablation::results::{AblationResults, AblationRow, csv};
 use crate::ablation::shipped_plans::{SHIPPED_PLANS, name_of};
 use crate::ablation::{AblationError, AblationPlan};
 use crate::cli::AblateArguments;
@@ -65,7 +66,11 @@ fn write(results: &AblationResults, out: &Path) -> Result<(), Problem> {
 
 fn report_failures(results: &AblationResults) -> Result<(), Problem> {
     let rows: Vec<_> = results.ablations.iter().flat_map(|table| &table.rows).collect();
-    let failed = rows.iter().map(|row| row.failures.len()).sum();
+    // A row may have failed by several metrics at one seed.
+    let failed_seeds = |row: &AblationRow| {
+        row.failures.iter().map(|failure| failure.seed).collect::<BTreeSet<u64>>().len()
+    };
+    let failed = rows.iter().map(|row| failed_seeds(row)).sum();
     if failed == 0 {
         return Ok(());
     }

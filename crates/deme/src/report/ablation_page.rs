@@ -14,6 +14,7 @@ use crate::ablation::metric_names::Metric;
 use crate::ablation::results::{
     AblationResults, AblationRow, AblationTable, Difference, Standing, Summary,
 };
+use crate::ablation::statistics::student_factor;
 use crate::ablation::variants::VariantKind;
 
 /// With more seeds than this, a table does not show the numbers of each.
@@ -36,7 +37,7 @@ pub fn write_ablation_page(results: &AblationResults, folder: &Path) -> Result<(
 }
 
 fn compose(results: &AblationResults) -> Document {
-    let sentences: Vec<String> = results.ablations.iter().map(sentence).collect();
+    let sentences: Vec<String> = results.ablations.iter().flat_map(sentences).collect();
     let mut tables = Vec::new();
     for (place, table) in results.ablations.iter().enumerate() {
         tables.extend(table_blocks(place, table, results));
@@ -57,9 +58,24 @@ fn compose(results: &AblationResults) -> Document {
     }
 }
 
-/// What one ablation found, by its first metric.
-pub fn sentence(table: &AblationTable) -> String {
-    let Some(metric) = table.metrics.first() else { return String::new() };
+/// What one ablation found, a sentence for each metric.
+fn sentences(table: &AblationTable) -> Vec<String> {
+    let mut sentences: Vec<String> =
+        table.metrics.iter().map(|metric| sentence(table, metric)).collect();
+    let failed: Vec<&str> = table
+        .rows
+        .iter()
+        .filter(|row| !row.failures.is_empty())
+        .map(|row| row.label.as_str())
+        .collect();
+    if !failed.is_empty() {
+        sentences.push(format!("{}, failed: {}.", table.name, failed.join(", ")));
+    }
+    sentences
+}
+
+/// What one ablation found by one metric.
+fn sentence(table: &AblationTable, metric: &Metric) -> String {
     let decimals = decimals_of(table, &metric.name);
     let of_standing = |wanted: &[Standing]| -> Vec<String> {
         let rows = table.rows.iter().filter_map(|row| {
@@ -81,15 +97,6 @@ pub fn sentence(table: &AblationTable) -> String {
         .filter(|(_, rows)| !rows.is_empty())
         .map(|(words, rows)| format!("{words}: {}", rows.join(", ")))
         .collect();
-    let failed: Vec<&str> = table
-        .rows
-        .iter()
-        .filter(|row| !row.failures.is_empty())
-        .map(|row| row.label.as_str())
-        .collect();
-    if !failed.is_empty() {
-        parts.push(format!("failed: {}", failed.join(", ")));
-    }
     if parts.is_empty() {
         parts.push("nothing was measured yet".to_owned());
     }
@@ -135,6 +142,9 @@ fn table_blocks(place: usize, table: &AblationTable, results: &AblationResults) 
             table.reason.as_ref().map(|reason| format!(" {reason}")).unwrap_or_default()
         )),
     ];
+    if table.metrics.len() > 1 {
+        blocks.push(Block::Table(overview(table)));
+    }
     for metric in &table.metrics {
         blocks.push(Block::Table(metric_table(table, metric, results)));
         let name = |what: &str| format!("ablation-{}-{}-{what}", place + 1, slug(&metric.name));
@@ -179,13 +189,47 @@ fn meaning_of_spread(results: &AblationResults) -> &'static str {
     }
 }
 
+/// `fd ↓`
+fn metric_head(metric: &Metric) -> String {
+    format!("{} {}", metric.name, if metric.lower_is_better { "↓" } else { "↑" })
+}
+
+/// All metrics side by side.
+fn overview(table: &AblationTable) -> Table {
+    let mut columns = vec![Column::text("variant")];
+    for metric in &table.metrics {
+        columns.push(Column::number(metric_head(metric)));
+        columns.push(Column::number("against the recipe"));
+    }
+    let rows = table.rows.iter().map(|row| {
+        let mut cells = vec![Cell::new(&row.label)];
+        for metric in &table.metrics {
+            let decimals = decimals_of(table, &metric.name);
+            let summary = row.summary.get(&metric.name);
+            let difference = summary.and_then(|summary| summary.difference.as_ref());
+            cells.push(mean_cell(row, metric, summary, best_mean(table, metric), decimals));
+            cells.push(difference_cell(row, difference, decimals));
+        }
+        cells
+    });
+    Table { columns, rows: rows.collect() }
+}
+
+/// The best mean of a metric.
+fn best_mean(table: &AblationTable, metric: &Metric) -> Option<f64> {
+    let means = |row: &AblationRow| row.summary.get(&metric.name).map(|summary| summary.mean);
+    table.rows.iter().filter_map(means).reduce(match metric.lower_is_better {
+        true => f64::min,
+        false => f64::max,
+    })
+}
+
 fn metric_table(table: &AblationTable, metric: &Metric, results: &AblationResults) -> Table {
     let decimals = decimals_of(table, &metric.name);
-    let arrow = if metric.lower_is_better { "↓" } else { "↑" };
     let several = results.seeds.len() > 1;
     let mut columns = vec![
         Column::text("variant"),
-        Column::number(format!("{} {arrow}", metric.name)),
+        Column::number(metric_head(metric)),
         Column::number("against the recipe"),
     ];
     if several {
@@ -196,11 +240,7 @@ fn metric_table(table: &AblationTable, metric: &Metric, results: &AblationResult
     columns
         .extend(results.seeds[..shown].iter().map(|seed| Column::number(format!("seed {seed}"))));
 
-    let means = |row: &AblationRow| row.summary.get(&metric.name).map(|summary| summary.mean);
-    let best = table.rows.iter().filter_map(means).reduce(match metric.lower_is_better {
-        true => f64::min,
-        false => f64::max,
-    });
+    let best = best_mean(table, metric);
     let rows = table.rows.iter().map(|row| {
         let summary = row.summary.get(&metric.name);
         let mut cells =
@@ -246,7 +286,9 @@ fn mean_cell(
     }
     let tone = if Some(summary.mean) == best { Tone::Best } else { Tone::Plain };
     let cell = Cell::new(text).tone(tone);
-    match row.failures.is_empty() {
+    // Another metric's failure is none of this one's.
+    let is_whole = row.measured[&metric.name].iter().all(Option::is_some);
+    match row.failures.is_empty() || is_whole {
         true => cell,
         false => cell.note(format!("{} seeds, others failed", summary.seeds)),
     }
@@ -277,6 +319,7 @@ fn remarks(table: &AblationTable) -> Vec<String> {
                 row.label, failure.seed, failure.reason
             ));
         }
+        remarks.extend(disagreement(table, row));
         let fields = differing_fields(&table.base().protocol, &row.protocol);
         if !row.protocol.is_null() && !table.base().protocol.is_null() && !fields.is_empty() {
             let fields: Vec<String> = fields
@@ -293,6 +336,44 @@ fn remarks(table: &AblationTable) -> Vec<String> {
             .map(|asked| format!("{} stands for {asked} here, and is another number.", metric.name))
     }));
     remarks
+}
+
+/// Says so when a variant wins by one metric and loses by another.
+fn disagreement(table: &AblationTable, row: &AblationRow) -> Option<String> {
+    let by = |standing: Standing| -> Vec<&str> {
+        let metrics = table.metrics.iter().filter(|metric| {
+            let summary = row.summary.get(&metric.name);
+            let difference = summary.and_then(|summary| summary.difference.as_ref());
+            difference.is_some_and(|difference| difference.standing == standing)
+        });
+        metrics.map(|metric| metric.name.as_str()).collect()
+    };
+    let (better, worse) = (by(Standing::Better), by(Standing::Worse));
+    (!better.is_empty() && !worse.is_empty()).then(|| {
+        format!(
+            "The metrics disagree about {}: better by {}, worse by {}.",
+            row.label,
+            better.join(" and "),
+            worse.join(" and ")
+        )
+    })
+}
+
+/// What counts as a difference, in words.
+fn meaning_of_noise(results: &AblationResults) -> String {
+    match student_factor(results.seeds.len()) {
+        Some(factor) => format!(
+            "A difference is that of the two numbers of each seed, averaged over the seeds. It is noise unless \
+             its 95% interval lies on one side of 0. The interval is Student's: with {} seeds it reaches {} \
+             standard errors to each side. Each metric is judged by its own numbers.",
+            results.seeds.len(),
+            fixed(factor, 2)
+        ),
+        None => "A difference is noise unless it exceeds two combined spreads over pictures, sqrt(a² + b²). That \
+                 is noise of the pictures alone: how much another training would change it, one seed cannot \
+                 tell. Each metric is judged by its own spread."
+            .to_owned(),
+    }
 }
 
 /// Each variant's overrides, and how the plan's words were read.
@@ -330,10 +411,11 @@ fn how_made(results: &AblationResults) -> Vec<Block> {
     let base = results.ablations.first().map(AblationTable::base);
     let mut blocks = vec![Block::Paragraph(
         "A variant is the recipe with the settings above; the number is that of one row of its run. \
-         ± is one standard deviation, over seeds where there are several and over resampled pictures \
-         where there is one. The best mean is set in bold."
+         ± is one standard deviation, over seeds where there are several and over pictures where there is \
+         one. The best mean is set in bold."
             .to_owned(),
     )];
+    blocks.push(Block::Paragraph(meaning_of_noise(results)));
     if let Some(fields) = base.and_then(|base| base.protocol.as_object()) {
         let pairs = fields.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| {
             let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -352,8 +434,9 @@ fn how_made(results: &AblationResults) -> Vec<Block> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::ablation::results::Failure;
     use crate::ablation::results::SCHEMA_VERSION;
-    use crate::ablation::results::tests::{row, table};
+    use crate::ablation::results::tests::{row, table, table_of_two, with_score};
 
     fn results(rows: Vec<AblationRow>, seeds: Vec<u64>) -> AblationResults {
         AblationResults {
@@ -419,6 +502,100 @@ mod tests {
         let text = markdown::render(&document);
         assert!(text.contains("fails failed at seed 0: it diverged."), "{text}");
         assert!(!text.contains("95% interval |"), "{text}");
+    }
+
+    /// [`three`] with scores: the better one falls behind, the noisy one pulls ahead.
+    fn two_metrics() -> AblationResults {
+        let scores = [[25.0, 26.0, 27.0], [24.0, 24.9, 26.1], [27.0, 28.1, 28.9]];
+        let rows = three().into_iter().zip(scores);
+        let rows = rows.map(|(row, scores)| with_score(row, &scores.map(Some), None)).collect();
+        AblationResults {
+            ablations: vec![table_of_two(rows)],
+            ..results(vec![three().remove(0)], vec![0, 1, 2])
+        }
+    }
+
+    #[test]
+    fn each_metric_is_talked_about_tabled_and_drawn() {
+        let results = two_metrics();
+        let document = compose(&results);
+        assert_eq!(
+            document.verdict,
+            "Weights, by fd (lower is better): better than the recipe: better (\u{2212}1.0); within noise of \
+             it: noisy (+0.3). Weights, by clip_score (higher is better): better than the recipe: noisy \
+             (+2.00); worse: better (\u{2212}1.00)."
+        );
+        let names: Vec<String> = document.files().into_iter().map(|(name, _)| name).collect();
+        let expected = ["fd-means", "fd-differences", "clip-score-means", "clip-score-differences"];
+        assert_eq!(names, expected.map(|name| format!("ablation-1-{name}.svg")));
+        let text = markdown::render(&document);
+        let head = "| variant | fd ↓ | against the recipe | clip_score ↑ | against the recipe |";
+        assert!(text.contains(head), "{text}");
+        let told = "The metrics disagree about better: better by fd, worse by clip_score.";
+        assert!(text.contains(told), "{text}");
+        assert!(!text.contains("disagree about noisy"), "{text}");
+        assert!(text.contains("with 3 seeds it reaches 4.30 standard errors"), "{text}");
+        // Each metric has its best in bold, in the overview and in its own table.
+        assert_eq!(
+            text.matches("**20.3 ± ").count() + text.matches("**19.0 ± ").count(),
+            2,
+            "{text}"
+        );
+        assert_eq!(text.matches("**28.00 ± ").count(), 2, "{text}");
+        let page = html::render(&document);
+        for direction in ["difference in fd, better on the left", "clip_score, better on the right"]
+        {
+            assert!(page.contains(direction), "{direction}");
+        }
+    }
+
+    #[test]
+    fn a_metric_that_failed_does_not_spoil_the_other() {
+        let mut results = two_metrics();
+        let mut rows = results.ablations.remove(0).rows;
+        rows[1] = with_score(rows[1].clone(), &[Some(24.0), None, Some(26.1)], None);
+        rows[2] = with_score(rows[2].clone(), &[None; 3], None);
+        for (row, seeds) in [(1, 1..2), (2, 0..3)] {
+            let reason = "the run did not measure clip_score";
+            let failures = seeds.map(|seed| Failure { seed, reason: reason.into() });
+            rows[row].failures = failures.collect();
+        }
+        results.ablations = vec![table_of_two(rows)];
+        let document = compose(&results);
+        assert!(
+            document.verdict.ends_with("Weights, failed: better, noisy."),
+            "{}",
+            document.verdict
+        );
+        let text = markdown::render(&document);
+        let line =
+            |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap().to_owned();
+        // Two columns of the distance, two of the score.
+        let better = line("| better |");
+        assert_eq!(better.matches("others failed").count(), 1, "{better}");
+        assert!(better.contains("(2 seeds, others failed)"), "{better}");
+        let noisy = line("| noisy |");
+        assert_eq!(
+            (noisy.matches("failed").count(), noisy.matches("within noise").count()),
+            (1, 1),
+            "{noisy}"
+        );
+        assert!(
+            document.verdict.contains("within noise of it: noisy (+0.3)"),
+            "{}",
+            document.verdict
+        );
+    }
+
+    #[test]
+    fn one_seed_is_judged_by_the_spread_over_pictures_and_says_so() {
+        let rows = vec![
+            row("the recipe", VariantKind::Base, &[Some(1.0)], Some(0.1)),
+            row("other", VariantKind::Asked, &[Some(0.5)], Some(0.1)),
+        ];
+        let text = markdown::render(&compose(&results(rows, vec![0])));
+        assert!(text.contains("two combined spreads over pictures"), "{text}");
+        assert!(!text.contains("Student's"), "{text}");
     }
 
     #[test]

@@ -38,6 +38,7 @@ pub(super) enum Block {
     Figures(Vec<CaptionedFigure>),
     /// Pictures side by side, as many as fit.
     Pictures(Vec<Picture>),
+    PictureTable(PictureTable),
     Code {
         text: String,
         language: &'static str,
@@ -52,6 +53,16 @@ pub(super) enum Block {
 pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     pub(super) rows: Vec<Vec<Cell>>,
+}
+
+/// Pictures in rows that have a text in front.
+pub(super) struct PictureTable {
+    /// What the texts in front are.
+    pub(super) front: String,
+    /// What the columns of pictures are.
+    pub(super) columns: Vec<String>,
+    /// Text and one picture per column. Labels and captions of these pictures are not shown.
+    pub(super) rows: Vec<(String, Vec<Picture>)>,
 }
 
 /// The head of a table's column.
@@ -139,13 +150,16 @@ fn collect(blocks: &[Block], files: &mut Vec<(String, Vec<u8>)>) {
                 let figure = &captioned.figure;
                 (format!("{}.svg", figure.name), figure.standalone().into_bytes())
             })),
-            Block::Pictures(pictures) => files.extend(
-                pictures
-                    .iter()
-                    .map(|picture| (format!("{}.png", picture.name), picture.file.bytes.clone())),
-            ),
+            Block::Pictures(pictures) => files.extend(pictures.iter().map(file_of)),
+            Block::PictureTable(table) => {
+                files.extend(table.rows.iter().flat_map(|(_, pictures)| pictures).map(file_of));
+            }
             Block::FoldOut { blocks, .. } => collect(blocks, files),
             _ => {}
         }
     }
+}
+
+fn file_of(picture: &Picture) -> (String, Vec<u8>) {
+    (format!("{}.png", picture.name), picture.file.bytes.clone())
 }

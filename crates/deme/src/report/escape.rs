@@ -32,10 +32,12 @@ pub(super) fn markdown(text: &str) -> String {
             '_' if inside_word => escaped.push('_'),
             '<' => escaped.push_str("&lt;"),
             '&' => escaped.push_str("&amp;"),
-            '\\' | '`' | '*' | '_' | '|' | '[' | ']' | '#' | '~' => {
+            // The dollar begins a formula where Markdown has those.
+            '\\' | '`' | '*' | '_' | '|' | '[' | ']' | '#' | '~' | '$' => {
                 escaped.push('\\');
                 escaped.push(character);
             }
+            c if c.is_control() => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
     }
@@ -79,6 +81,7 @@ mod tests {
         assert_eq!(markdown("a|b\nc"), "a\\|b c");
         assert_eq!(markdown("<img> *x* `y` [z]"), "&lt;img> \\*x\\* \\`y\\` \\[z\\]");
         assert_eq!(markdown("fd_tiny_clip _x_"), "fd_tiny_clip \\_x\\_");
+        assert_eq!(markdown("for $1 or $2\u{b}\u{0}"), "for \\$1 or \\$2\u{fffd}\u{fffd}");
     }
 
     #[test]

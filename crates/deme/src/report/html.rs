@@ -1,6 +1,6 @@
 //! `report.html`: one file that needs nothing else, on screens, phones and paper.
 
-use super::document::{Block, Cell, Document, Picture, Table, Tone};
+use super::document::{Block, Cell, Document, Picture, PictureTable, Table, Tone};
 use super::escape::html as escape;
 use super::svg::FIGURE_CSS;
 
@@ -82,6 +82,7 @@ fn block(block: &Block) -> String {
             let elements: String = pictures.iter().map(picture).collect();
             format!("<div class=\"pictures\">\n{elements}</div>\n")
         }
+        Block::PictureTable(table) => picture_table(table),
         Block::Code { text, .. } => format!("<pre>{}</pre>\n", escape(text.trim_end())),
         Block::FoldOut { summary, blocks } => {
             let inside: String = blocks.iter().map(self::block).collect();
@@ -109,7 +110,6 @@ fn caption(text: &str) -> String {
 }
 
 fn picture(picture: &Picture) -> String {
-    let class = if picture.file.width <= SMALL_PICTURE { " class=\"pixels\"" } else { "" };
     format!(
         "<figure><img{class} alt=\"{label}\" width=\"{}\" height=\"{}\" src=\"{}\"><figcaption><b>{label}</b>{}</figcaption></figure>\n",
         picture.file.width,
@@ -120,8 +120,39 @@ fn picture(picture: &Picture) -> String {
         } else {
             format!("<br>{}", escape(&picture.caption))
         },
+        class = pixels_class(picture),
         label = escape(&picture.label),
     )
+}
+
+/// Each picture says what it is to those who do not see it.
+fn picture_table(table: &PictureTable) -> String {
+    let mut text = format!(
+        "<div class=\"table\"><table class=\"prompts\">\n<thead><tr><th scope=\"col\">{}</th>",
+        escape(&table.front)
+    );
+    for column in &table.columns {
+        text.push_str(&format!("<th scope=\"col\">{}</th>", escape(column)));
+    }
+    text.push_str("</tr></thead>\n<tbody>\n");
+    for (front, pictures) in &table.rows {
+        text.push_str(&format!("<tr><th scope=\"row\">{}</th>", escape(front)));
+        for picture in pictures {
+            text.push_str(&format!(
+                "<td><img{} alt=\"{}\" src=\"{}\"></td>",
+                pixels_class(picture),
+                escape(&picture.label),
+                picture.file.data_uri()
+            ));
+        }
+        text.push_str("</tr>\n");
+    }
+    text.push_str("</tbody>\n</table></div>\n");
+    text
+}
+
+fn pixels_class(picture: &Picture) -> &'static str {
+    if picture.file.width <= SMALL_PICTURE { " class=\"pixels\"" } else { "" }
 }
 
 fn table_element(table: &Table) -> String {

@@ -1,6 +1,6 @@
 //! `report.md`: the same report for places that show Markdown; its pictures are files.
 
-use super::document::{Block, Cell, Document, Table, Tone};
+use super::document::{Block, Cell, Document, PictureTable, Table, Tone};
 use super::escape;
 
 /// The folder beside `report.md` that holds its pictures.
@@ -75,6 +75,7 @@ fn block(block: &Block) -> String {
             }
             format!("{}\n", text.trim_end())
         }
+        Block::PictureTable(table) => picture_table_lines(table),
         Block::Code { text, language } => escape::markdown_code(text, language),
         Block::FoldOut { summary, blocks } => {
             let inside: String = blocks.iter().map(|b| format!("\n{}", self::block(b))).collect();
@@ -90,8 +91,25 @@ fn list(items: &[String]) -> String {
 fn image(file: &str, alt: &str, width: f64) -> String {
     format!(
         "<img src=\"{FIGURES_FOLDER}/{file}\" alt=\"{}\" width=\"{width:.0}\">",
-        escape::html(alt).replace('|', "&#124;")
+        // Inside a table's cell: neither a new cell nor a new line.
+        escape::html(alt).replace('|', "&#124;").replace(['\n', '\t'], " ")
     )
+}
+
+fn picture_table_lines(table: &PictureTable) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut head = vec![escape::markdown(&table.front)];
+    head.extend(table.columns.iter().map(|column| escape::markdown(column)));
+    let mut text = line(head);
+    text.push_str(&line(vec!["---".to_string(); table.columns.len() + 1]));
+    for (front, pictures) in &table.rows {
+        let mut cells = vec![escape::markdown(front)];
+        let picture =
+            |p: &super::document::Picture| image(&format!("{}.png", p.name), &p.label, 96.0);
+        cells.extend(pictures.iter().map(picture));
+        text.push_str(&line(cells));
+    }
+    text
 }
 
 fn table_lines(table: &Table) -> String {
@@ -125,13 +143,17 @@ fn cell_text(cell: &Cell) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::compose::compose;
-    use super::super::test_report::report_of;
+    use super::super::test_report::{report_of, with_pictures, with_prompts};
     use super::*;
 
     #[test]
     fn every_table_line_has_as_many_cells_as_its_head() {
-        let mut report = report_of(4);
+        let folder = tempfile::tempdir().unwrap();
+        let mut report = with_prompts(with_pictures(report_of(4), folder.path()));
         report.rows[0].label = "a|b".into();
+        for row in &mut report.rows {
+            row.prompts[0] = "a|b\r\n| c | `d\n\n- e".into();
+        }
         let text = render(&compose(&report).unwrap());
         let mut columns = 0;
         let mut tables = 0;

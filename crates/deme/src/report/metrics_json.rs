@@ -52,6 +52,8 @@ struct MetricsRow<'a> {
     weights: &'a Option<Vec<f64>>,
     iterations: u64,
     metrics: &'a [MetricValue],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shuffled_clip_score: Option<f64>,
     protocol: &'a serde_json::Value,
 }
 
@@ -105,6 +107,7 @@ pub(super) fn render(report: &Report) -> String {
                 weights: &row.weights,
                 iterations: row.iterations,
                 metrics: &row.metrics,
+                shuffled_clip_score: row.shuffled_clip_score,
                 protocol: &row.protocol,
             })
             .collect(),
@@ -148,7 +151,7 @@ fn entries(pairs: &[(String, String)]) -> Vec<Entry<'_>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::test_report::report_of;
+    use super::super::test_report::{report_of, with_prompts};
     use super::*;
 
     #[test]
@@ -161,7 +164,14 @@ mod tests {
         for (row, original) in rows.iter().zip(&report.rows) {
             assert_eq!(row["metrics"][0]["value"], original.metrics[0].value);
             assert_eq!(row["protocol"], original.protocol);
+            assert!(row.get("shuffled_clip_score").is_none(), "absent where it was not measured");
         }
+        let prompted = with_prompts(report.clone());
+        let again: serde_json::Value = serde_json::from_str(&render(&prompted)).unwrap();
+        assert_eq!(
+            again["rows"][1]["shuffled_clip_score"].as_f64(),
+            prompted.rows[1].shuffled_clip_score
+        );
         assert_eq!(json["rows"][0]["kind"], "before");
         let search = report.search.as_ref().unwrap();
         assert_eq!(json["search"]["log"].as_array().unwrap().len(), search.log.len());

@@ -11,12 +11,14 @@ mod compose;
 mod document;
 mod escape;
 mod figures;
+mod grid_tiles;
 mod html;
 mod landscape_map;
 mod markdown;
 mod metrics_json;
 mod number_format;
 mod picture_file;
+mod prompt_fit;
 mod protocol;
 mod svg;
 mod task_vector_figures;
@@ -154,8 +156,13 @@ pub struct Row {
     pub iterations: u64,
     /// The numbers. The first is the one that the verdict is about.
     pub metrics: Vec<MetricValue>,
-    /// Samples from the same seeds in every row.
+    /// The CLIP score of the same pictures with the prompts of others, in the unit of the row's CLIP score.
+    pub shuffled_clip_score: Option<f64>,
+    /// Samples from the same seeds in every row: pictures of [`DataSummary::resolution`], row by row, one
+    /// pixel apart.
     pub grid_png: Option<PathBuf>,
+    /// The prompt of each picture in the grid, row by row; empty where nothing was asked for.
+    pub prompts: Vec<String>,
     /// How the numbers were made, as a JSON object. Its field `model` says which model was
     /// measured; rows that differ in any other field never share a table.
     pub protocol: serde_json::Value,
@@ -171,7 +178,7 @@ impl Row {
 /// One number.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MetricValue {
-    /// `fd_tiny_clip`, `tiny_clip_score`, ...
+    /// `fd_tiny_clip`, `clip_score_tiny_clip`, ...
     pub name: String,
     /// The number, in the metric's own unit. Finite.
     pub value: f64,
@@ -370,6 +377,24 @@ pub enum ReportError {
         /// The file.
         path: PathBuf,
     },
+    /// A sample grid does not hold one picture per prompt, in the data's resolution.
+    #[error(
+        "{} has {width} x {height} pixels, which is no grid of {pictures} pictures of {side} x {side}, one \
+         pixel apart: it does not belong to its prompts; run the sampling stage again",
+        path.display()
+    )]
+    NotAGrid {
+        /// The file.
+        path: PathBuf,
+        /// Its width in pixels.
+        width: u32,
+        /// Its height in pixels.
+        height: u32,
+        /// The side of a picture in pixels.
+        side: usize,
+        /// How many pictures it should hold.
+        pictures: usize,
+    },
     /// A file of the report cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Unwritable {
@@ -430,6 +455,8 @@ fn check(report: &Report) -> Result<(), ReportError> {
             finite(metric.value, place)?;
             finite(metric.spread.unwrap_or_default(), || format!("the spread of {}", place()))?;
         }
+        let shuffled = || format!("the CLIP score of \"{}\" with shuffled prompts", row.label);
+        finite(row.shuffled_clip_score.unwrap_or_default(), shuffled)?;
         if let Some(weights) = &row.weights {
             let place = || format!("the weights of \"{}\"", row.label);
             length(weights.len(), experts, place)?;
@@ -578,7 +605,7 @@ fn length(
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::test_report::{grid, report_of, with_pictures};
+    use super::test_report::{grid, report_of, with_pictures, with_prompts};
     use super::*;
 
     fn refusal(change: impl FnOnce(&mut Report)) -> ReportError {
@@ -597,7 +624,7 @@ mod tests {
     #[test]
     fn writes_three_files_and_every_figure_the_markdown_names() {
         let folder = tempfile::tempdir().unwrap();
-        let report = with_pictures(report_of(4), folder.path());
+        let report = with_prompts(with_pictures(report_of(4), folder.path()));
         let out = folder.path().join("report");
         fs::create_dir(&out).unwrap();
         let files = write_report(&report, &out).unwrap();
@@ -662,6 +689,8 @@ mod tests {
         let error = refusal(|r| r.rows[0].metrics[0].value = f64::NAN);
         assert!(matches!(error, ReportError::NonFinite { .. }));
         assert!(error.to_string().contains("fd_tiny_clip of \"before\""), "{error}");
+        let error = refusal(|r| r.rows[1].shuffled_clip_score = Some(f64::NAN));
+        assert!(error.to_string().contains("\"joint\" with shuffled prompts"), "{error}");
         let error = refusal(|r| r.loss_curves[0].points[3].diffusion = f64::INFINITY);
         assert!(error.to_string().contains("iteration"), "{error}");
         let error = refusal(|r| r.real_distance.as_mut().unwrap().distance = f64::NAN);
@@ -717,6 +746,20 @@ mod tests {
         fs::write(&path, &grid(1)[..10]).unwrap();
         let error = refusal(|r| r.rows[0].grid_png = Some(path));
         assert!(matches!(error, ReportError::NotAPng { .. }));
+    }
+
+    #[test]
+    fn a_grid_that_does_not_belong_to_its_prompts_stops_the_report() {
+        let folder = tempfile::tempdir().unwrap();
+        let report = with_prompts(with_pictures(report_of(2), folder.path()));
+        let mut short = report.clone();
+        short.rows.iter_mut().for_each(|row| row.prompts.truncate(12));
+        let out = folder.path().join("report");
+        fs::create_dir(&out).unwrap();
+        let error = write_report(&short, &out).unwrap_err();
+        assert!(matches!(error, ReportError::NotAGrid { pictures: 12, side: 16, .. }), "{error}");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "nothing is written");
+        write_report(&report, &out).unwrap();
     }
 
     #[test]

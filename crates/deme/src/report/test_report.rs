@@ -119,6 +119,21 @@ pub(super) fn with_pictures(mut report: Report, folder: &Path) -> Report {
     report
 }
 
+/// `report` as that of models that draw what a prompt asks for: 16 prompts, of which 8 are different, and the
+/// score with those of others 4 below each row's own.
+pub(super) fn with_prompts(mut report: Report) -> Report {
+    const COLOURS: [&str; 4] = ["red", "green", "blue", "yellow"];
+    let prompt = |place: usize| {
+        let shape = if place / 4 % 2 == 0 { "circle" } else { "square" };
+        format!("a {} {shape} on white", COLOURS[place % 4])
+    };
+    for row in &mut report.rows {
+        row.prompts = (0..16).map(prompt).collect();
+        row.shuffled_clip_score = Some(row.metrics[1].value - 4.0);
+    }
+    report
+}
+
 /// A PNG of 4 x 4 coloured tiles of 16 pixels, one pixel apart.
 pub(super) fn grid(seed: u32) -> Vec<u8> {
     let picture = RgbImage::from_fn(4 * 17 + 1, 4 * 17 + 1, |x, y| {
@@ -163,9 +178,11 @@ fn row(
         iterations,
         metrics: vec![
             metric("fd_tiny_clip", fd, 0.31, true),
-            metric("tiny_clip_score", 31.0 - fd * 0.4, 0.22, false),
+            metric("clip_score_tiny_clip", 31.0 - fd * 0.4, 0.22, false),
         ],
+        shuffled_clip_score: None,
         grid_png: None,
+        prompts: Vec::new(),
         protocol: json!({
             "model": id,
             "extractor": "9f2c41d0a7",

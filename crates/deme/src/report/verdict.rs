@@ -5,6 +5,7 @@
 //! would flatter it.
 
 use super::number_format::{column_decimals, count, fixed, signed};
+use super::prompt_fit::prompt_fit;
 use super::protocol::differing_fields;
 use super::{MetricValue, Report, Row, RowKind};
 
@@ -76,9 +77,14 @@ pub fn verdict(report: &Report) -> Verdict {
     };
     let sentence = sentence(&report.rows, merged, metric);
     let mut remarks = Vec::new();
-    remarks.extend(best_row_remark(&report.rows, merged, metric));
     for further in merged.metrics.iter().skip(1) {
         remarks.push(further_metric_remark(&report.rows, merged, further));
+    }
+    for metric in &merged.metrics {
+        remarks.extend(winner_remark(&report.rows, merged, metric));
+    }
+    if let Some(fit) = prompt_fit(merged) {
+        remarks.push(fit.sentence(decimals_of(&report.rows, &fit.own.name)));
     }
     remarks.extend(weights_remarks(report, merged));
     Verdict { sentence, remarks }
@@ -200,14 +206,18 @@ fn weights_in_words(kind: RowKind) -> &'static str {
     }
 }
 
-/// Says so when another row of the same protocol has the best value.
-fn best_row_remark(rows: &[Row], merged: &Row, metric: &MetricValue) -> Option<String> {
-    let comparable = rows.iter().filter_map(|row| {
-        let value = row.metric(&metric.name)?;
-        let same = differing_fields(&merged.protocol, &row.protocol).is_empty();
-        same.then_some((row, value))
-    });
-    let (best, value) = comparable.reduce(|best, next| {
+/// Which row wins by one metric, among those of the merged model's protocol, and which ones the spread cannot
+/// tell from it. None where there is nothing to win against.
+fn winner_remark(rows: &[Row], merged: &Row, metric: &MetricValue) -> Option<String> {
+    let comparable: Vec<(&Row, &MetricValue)> = rows
+        .iter()
+        .filter_map(|row| {
+            let value = row.metric(&metric.name)?;
+            let same = differing_fields(&merged.protocol, &row.protocol).is_empty();
+            same.then_some((row, value))
+        })
+        .collect();
+    let (best, value) = comparable.iter().copied().reduce(|best, next| {
         let ahead = if metric.lower_is_better {
             next.1.value < best.1.value
         } else {
@@ -215,19 +225,30 @@ fn best_row_remark(rows: &[Row], merged: &Row, metric: &MetricValue) -> Option<S
         };
         if ahead { next } else { best }
     })?;
-    if best.id == merged.id || value.value == metric.value {
-        return None;
-    }
-    let decimals = decimals_of(rows, &metric.name);
-    let ending = match difference(value, metric).standing {
-        Standing::WithinSpread => ", which is within the spread of the merged model",
-        _ => "",
+    let others = || comparable.iter().filter(|(row, _)| row.id != best.id);
+    others().next()?;
+    let of_standing = |wanted: &[Standing]| -> Vec<String> {
+        let rows =
+            others().filter(|(_, other)| wanted.contains(&difference(value, other).standing));
+        rows.map(|(row, _)| format!("\"{}\"", row.label)).collect()
     };
-    Some(format!(
-        "The best value in the table is not the merged model's but that of \"{}\": {}{ending}.",
-        best.label,
-        with_spread(value, decimals)
-    ))
+    let tied = of_standing(&[Standing::WithinSpread, Standing::Same]);
+    let unknown = of_standing(&[Standing::SpreadUnknown]);
+    let direction = if metric.lower_is_better { "lower" } else { "higher" };
+    let best = format!("\"{}\"", best.label);
+    let value = with_spread(value, decimals_of(rows, &metric.name));
+    let found = if !tied.is_empty() {
+        format!(
+            "no model wins alone: {best} has {value}, and within the spread of that {} {}",
+            if tied.len() == 1 { "is" } else { "are" },
+            tied.join(", ")
+        )
+    } else if !unknown.is_empty() {
+        format!("{best} has the best value, {value}, with no spread to judge its lead by")
+    } else {
+        format!("{best} wins with {value}, ahead of all others by more than the spread")
+    };
+    Some(format!("By {} ({direction} is better) {found}.", metric.name))
 }
 
 /// The comparison on a metric that is not the first.
@@ -378,7 +399,11 @@ mod tests {
         let found = verdict(&report);
         assert!(found.sentence.contains("better than the model before finetuning"));
         assert!(found.sentence.contains(", but worse than joint finetuning"));
-        assert!(found.remarks[0].contains("not the merged model's but that of \"joint\": 10.00"));
+        assert_eq!(
+            found.remarks[0],
+            "By fd_tiny_clip (lower is better) \"joint\" wins with 10.00 ± 0.50, ahead of all others \
+             by more than the spread."
+        );
     }
 
     #[test]
@@ -392,6 +417,58 @@ mod tests {
         assert!(text.contains("better than the model before"), "{text}");
         let text = sentence_of(&report_with(10.0 + noise * 0.99, 10.1, 10.0, Some(0.5)));
         assert!(!text.contains("better than"), "{text}");
+    }
+
+    #[test]
+    fn each_metric_has_its_own_winner_and_ties_are_none() {
+        let mut report = report_with(20.0, 15.0, 10.0, Some(0.5));
+        for (row, score) in report.rows.iter_mut().zip([24.0, 27.0, 26.9]) {
+            row.metrics.push(MetricValue {
+                name: "clip_score_tiny_clip".into(),
+                value: score,
+                spread: Some(0.1),
+                lower_is_better: false,
+            });
+        }
+        let remarks = verdict(&report).remarks;
+        assert_eq!(
+            remarks,
+            [
+                "clip_score_tiny_clip (higher is better): 26.90 ± 0.10, +2.90 against before (better) \
+                 and \u{2212}0.10 against joint (within spread).",
+                "By fd_tiny_clip (lower is better) \"searched\" wins with 10.00 ± 0.50, ahead of all \
+                 others by more than the spread.",
+                "By clip_score_tiny_clip (higher is better) no model wins alone: \"joint\" has 27.00 ± \
+                 0.10, and within the spread of that is \"searched\".",
+            ]
+        );
+        // Clearly ahead, the other one wins by the second metric.
+        report.rows[1].metrics[1].value = 28.0;
+        let remarks = verdict(&report).remarks;
+        assert!(remarks[2].contains("\"joint\" wins with 28.00 ± 0.10"), "{}", remarks[2]);
+        report.rows[0].metrics[1].spread = None;
+        report.rows[2].metrics[1].spread = None;
+        let remarks = verdict(&report).remarks;
+        assert!(remarks[2].contains("28.00 ± 0.10, with no spread to judge"), "{}", remarks[2]);
+        // What was measured differently takes no part.
+        report.rows[1].protocol = json!({"steps": 999});
+        let remarks = verdict(&report).remarks.join(" ");
+        assert!(!remarks.contains("\"joint\""), "{remarks}");
+        report.rows.truncate(0);
+        assert!(verdict(&report).remarks.is_empty());
+    }
+
+    #[test]
+    fn whether_pictures_follow_their_prompts_is_said_of_the_merged_model() {
+        let mut report = report_of(2);
+        assert!(!verdict(&report).remarks.iter().any(|remark| remark.contains("prompts")));
+        let merged = report.rows.last_mut().unwrap();
+        merged.shuffled_clip_score = Some(merged.metrics[1].value - 3.0);
+        let remarks = verdict(&report).remarks.join(" ");
+        assert!(
+            remarks.contains("clearly above, so the pictures follow their prompts."),
+            "{remarks}"
+        );
     }
 
     #[test]

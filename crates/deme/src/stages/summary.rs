@@ -6,6 +6,7 @@ use deme_decouple::LossLog;
 use deme_eval::{Direction, Measurement, metric_row};
 use deme_merge::SearchConfig;
 use deme_merge::weight_search::{Decision, DecisionKind, ReferenceKind};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::diagnostics::Problem;
@@ -19,6 +20,15 @@ use crate::run_dir::{StageSlot, read_json, seed_for};
 use super::evaluate::{DataFacts, RowMetrics};
 use super::merging::{self, MergingWeights};
 use super::{Context, Plan, RowPlan};
+
+/// Pictures in the grid that the sampling stage writes of a row.
+const PICTURES_IN_GRID: usize = 36;
+
+/// What stands in a row's `metrics.json` beside its measurements, where its pictures have prompts.
+#[derive(Deserialize)]
+struct ScoreWithOtherPrompts {
+    shuffled_clip_score: Option<f64>,
+}
 
 /// Writes `report.html`, `report.md` and `metrics.json` into the run's folder.
 pub fn write(
@@ -41,10 +51,11 @@ pub fn write(
             feature_dim: metrics.feature_dim,
         });
         if protocol.is_empty() {
-            protocol = shared_protocol(&metrics);
+            protocol = shared_protocol(&metrics.measurements);
         }
-        rows.push(report_row(row, plan.ranges.len(), &weights, &metrics));
+        rows.push(report_row(row, plan.ranges.len(), &weights, &metrics)?);
     }
+    let has_score = rows.iter().flat_map(|row| &row.metrics).any(|metric| is_clip_score(metric));
     let report = Report {
         title: recipe.name.clone(),
         command: command(),
@@ -65,10 +76,7 @@ pub fn write(
         real_distance: Some(read_json(&plan.real_distance.folder().join("real_distance.json"))?),
         ranges: plan.ranges.iter().map(|range| (range.low, range.high)).collect(),
         rows,
-        spread_meaning: format!(
-            "one standard deviation over {} resamplings of the generated images with replacement",
-            super::evaluate::BOOTSTRAP_DRAWS
-        ),
+        spread_meaning: spread_meaning(has_score),
         protocol,
         loss_curves: loss_curves(plan)?,
         search: search_summary(context, plan)?,
@@ -85,7 +93,7 @@ pub fn write(
                 cached: cached.contains(&stage.name),
             })
             .collect(),
-        notes: notes(context),
+        notes: notes(context, has_score),
     };
     write_report(&report, root)?;
     Ok(())
@@ -96,8 +104,10 @@ fn report_row(
     experts: usize,
     weights: &MergingWeights,
     metrics: &RowMetrics,
-) -> Row {
-    Row {
+) -> Result<Row, Problem> {
+    let scored: ScoreWithOtherPrompts = read_json(&row.metrics.folder().join("metrics.json"))?;
+    let samples = row.samples.folder();
+    Ok(Row {
         id: row.id.clone(),
         label: row.label.clone(),
         kind: row.kind,
@@ -118,8 +128,37 @@ fn report_row(
                     .is_none_or(|row| row.direction == Direction::Lower),
             })
             .collect(),
-        grid_png: Some(row.samples.folder().join("grid.png")),
+        shuffled_clip_score: scored.shuffled_clip_score,
+        grid_png: Some(samples.join("grid.png")),
+        prompts: prompts_in_grid(&samples.join("prompts.json"))?,
         protocol: metrics.measurements.first().map_or(Value::Null, protocol_with_model),
+    })
+}
+
+/// The prompts of the pictures in a grid; none where the samples have none.
+fn prompts_in_grid(path: &Path) -> Result<Vec<String>, Problem> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut prompts: Vec<String> = read_json(path)?;
+    prompts.truncate(PICTURES_IN_GRID);
+    Ok(prompts)
+}
+
+fn is_clip_score(metric: &MetricValue) -> bool {
+    metric_row(&metric.name).is_some_and(|row| row.name == "clip_score")
+}
+
+fn spread_meaning(has_score: bool) -> String {
+    let draws = super::evaluate::BOOTSTRAP_DRAWS;
+    let resampled = format!(
+        "one standard deviation over {draws} resamplings of the generated images with replacement"
+    );
+    match has_score {
+        false => resampled,
+        true => {
+            format!("{resampled}, and of a CLIP score the standard error of its mean over them")
+        }
     }
 }
 
@@ -133,18 +172,31 @@ fn protocol_with_model(measurement: &Measurement) -> Value {
     Value::Object(fields)
 }
 
-/// What all rows share, as table lines.
-fn shared_protocol(metrics: &RowMetrics) -> Vec<(String, String)> {
-    let Some(measurement) = metrics.measurements.first() else { return Vec::new() };
-    let Value::Object(fields) = protocol_with_model(measurement) else { return Vec::new() };
-    fields
-        .into_iter()
-        .filter(|(key, value)| key != "model" && !value.is_null())
-        .map(|(key, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            (key.replace('_', " "), text)
-        })
-        .collect()
+/// What all rows share, as table lines: all of the first metric, and of the others what is different.
+fn shared_protocol(measurements: &[Measurement]) -> Vec<(String, String)> {
+    let fields_of = |measurement: &Measurement| {
+        let Value::Object(mut fields) = protocol_with_model(measurement) else {
+            unreachable!("a protocol is an object")
+        };
+        fields.remove("model");
+        fields.retain(|_, value| !value.is_null());
+        fields
+    };
+    let text_of = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let Some(first) = measurements.first().map(fields_of) else { return Vec::new() };
+    let mut lines: Vec<(String, String)> =
+        first.iter().map(|(key, value)| (key.replace('_', " "), text_of(value))).collect();
+    for measurement in &measurements[1..] {
+        let fields = fields_of(measurement);
+        let different = fields
+            .iter()
+            .filter(|(key, value)| key.as_str() != "metric" && first.get(*key) != Some(*value));
+        lines.extend(different.map(|(key, value)| {
+            let name = format!("{} of {}", key.replace('_', " "), measurement.protocol.metric);
+            (name, text_of(value))
+        }));
+    }
+    lines
 }
 
 fn loss_curves(plan: &Plan) -> Result<Vec<LossCurve>, Problem> {
@@ -285,7 +337,7 @@ fn description(context: &Context<'_>, facts: &DataFacts) -> String {
     }
 }
 
-fn notes(context: &Context<'_>) -> Vec<String> {
+fn notes(context: &Context<'_>, has_score: bool) -> Vec<String> {
     let mut notes = Vec::new();
     if context.recipe.evaluation.extractor.is_none() {
         notes.push(
@@ -295,11 +347,13 @@ fn notes(context: &Context<'_>) -> Vec<String> {
                 .to_owned(),
         );
     }
-    notes.push(
-        "The models are unconditional, so no caption belongs to a generated picture and no CLIP \
-         score is given."
-            .to_owned(),
-    );
+    if !has_score {
+        notes.push(
+            "The models are unconditional, so no caption belongs to a generated picture and no CLIP \
+             score is given."
+                .to_owned(),
+        );
+    }
     notes
 }
 

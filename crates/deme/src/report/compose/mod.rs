@@ -4,29 +4,25 @@ mod landscapes;
 mod merging;
 mod provenance;
 mod results;
+mod samples;
 mod task_vectors;
 
-use std::path::Path;
-
-use super::document::{
-    Block, CaptionedFigure, Cell, Column, Document, Picture, Section, Table, Tone,
-};
+use super::document::{Block, CaptionedFigure, Cell, Column, Document, Section, Table, Tone};
 use super::escape::slug;
 use super::figures;
-use super::number_format::{fixed, signed, significant};
-use super::picture_file::PictureFile;
-use super::verdict::{decimals_of, verdict};
-use super::{RangeLosses, Report, ReportError, Row, RowKind};
+use super::number_format::{signed, significant};
+use super::verdict::verdict;
+use super::{RangeLosses, Report, ReportError, Row};
 
 /// Lays the report out.
 ///
 /// # Errors
-/// Those of [`PictureFile::read`].
+/// Pictures that cannot be read, or that do not belong to their prompts.
 pub(super) fn compose(report: &Report) -> Result<Document, ReportError> {
     let found = verdict(report);
     let sections = [
         results::results(report),
-        samples(report)?,
+        samples::samples(report)?,
         merging::merging(report),
         landscapes::landscapes(report),
         task_vectors::task_vectors(report),
@@ -50,73 +46,6 @@ fn subtitle(report: &Report) -> String {
         n => format!("{n} timestep ranges"),
     };
     format!("Decouple-then-Merge with {ranges}, {0} × {0} pixels", report.data.resolution)
-}
-
-/// The same seeds through every model, beside real pictures.
-fn samples(report: &Report) -> Result<Section, ReportError> {
-    const ORDER: [RowKind; 7] = [
-        RowKind::Before,
-        RowKind::Joint,
-        RowKind::Ensemble,
-        RowKind::Uniform,
-        RowKind::Fixed,
-        RowKind::Searched,
-        RowKind::Other,
-    ];
-    let mut shown = Vec::new();
-    if let Some(path) = &report.reference_grid_png {
-        let caption = "from the data, not generated".to_string();
-        shown.push(picture("samples-real", "real pictures", caption, path)?);
-    }
-    for kind in ORDER {
-        for row in report.rows.iter().filter(|row| row.kind == kind) {
-            shown.extend(row_picture(report, row)?);
-        }
-    }
-    let mut experts = Vec::new();
-    for row in report.rows.iter().filter(|row| row.kind == RowKind::Expert) {
-        experts.extend(row_picture(report, row)?);
-    }
-    let mut blocks = Vec::new();
-    if !shown.is_empty() {
-        blocks.push(Block::Paragraph(
-            "Every model starts from the same noise: the picture at one place of a grid comes \
-             from one seed in all of them. The first seeds are shown, none were picked."
-                .to_string(),
-        ));
-        blocks.push(Block::Pictures(shown));
-    }
-    if !experts.is_empty() {
-        let summary = match experts.len() {
-            1 => "The expert alone, used for all timesteps".to_string(),
-            n => format!("The {n} experts, each used alone for all timesteps"),
-        };
-        blocks.push(Block::FoldOut { summary, blocks: vec![Block::Pictures(experts)] });
-    }
-    Ok(Section { id: "samples", heading: "Samples", blocks })
-}
-
-fn row_picture(report: &Report, row: &Row) -> Result<Option<Picture>, ReportError> {
-    let Some(path) = &row.grid_png else {
-        return Ok(None);
-    };
-    let caption = row.metrics.first().map_or_else(String::new, |metric| {
-        let decimals = decimals_of(&report.rows, &metric.name);
-        format!("{} {}", metric.name, fixed(metric.value, decimals))
-    });
-    // The place keeps names apart whose ids differ only in signs.
-    let place = report.rows.iter().position(|other| other.id == row.id);
-    let name = format!("samples-{}-{}", place.unwrap_or_default() + 1, slug(&row.id));
-    picture(&name, &row.label, caption, path).map(Some)
-}
-
-fn picture(name: &str, label: &str, caption: String, path: &Path) -> Result<Picture, ReportError> {
-    Ok(Picture {
-        name: name.to_string(),
-        label: label.to_string(),
-        caption,
-        file: PictureFile::read(path)?,
-    })
 }
 
 fn loss_per_range(report: &Report) -> Section {
@@ -215,7 +144,7 @@ fn metric_names(rows: &[&Row]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::test_report::report_of;
+    use super::super::test_report::{report_of, with_prompts};
     use super::super::{html, markdown};
     use super::*;
     use serde_json::json;
@@ -269,6 +198,54 @@ mod tests {
         let score = &result_tables(&report)[1];
         let best = score.rows.iter().filter(|row| row[1].tone == Tone::Best);
         assert_eq!(best.map(|row| row[0].text.as_str()).collect::<Vec<_>>(), ["searched"]);
+    }
+
+    #[test]
+    fn each_metric_has_its_own_heading_table_and_drawing() {
+        let texts = both(&report_of(4));
+        for text in &texts {
+            assert!(text.contains("clip_score_tiny_clip, higher is better"), "{text}");
+            assert!(text.contains("fd_tiny_clip, lower is better"), "{text}");
+        }
+        for file in ["values-1-fd-tiny-clip.svg", "values-1-clip-score-tiny-clip.svg"] {
+            assert!(texts[1].contains(file), "{file}");
+        }
+        // One metric needs no heading.
+        let mut report = report_of(4);
+        report.rows.iter_mut().for_each(|row| row.metrics.truncate(1));
+        assert!(!both(&report)[1].contains("lower is better\n"));
+    }
+
+    #[test]
+    fn higher_scores_are_called_better() {
+        let tables = result_tables(&report_of(4));
+        let searched = tables[1].rows.iter().find(|row| row[0].text == "searched").unwrap();
+        assert_eq!(searched[2].text, "+1.14");
+        assert_eq!(searched[2].note.as_deref(), Some("better"));
+        let worst = tables[1].rows.iter().find(|row| row[0].text.starts_with("expert 4")).unwrap();
+        assert_eq!(worst[2].note.as_deref(), Some("worse"));
+    }
+
+    #[test]
+    fn own_prompts_stand_beside_shuffled_ones() {
+        let mut report = with_prompts(report_of(2));
+        let table = &result_tables(&report)[2];
+        assert_eq!(table.rows.len(), report.rows.len());
+        let before: Vec<&str> = table.rows[0].iter().map(|cell| cell.text.as_str()).collect();
+        assert_eq!(before, ["before", "25.31 ± 0.22", "21.31", "+4.00"]);
+        assert_eq!(table.rows[0][3].note.as_deref(), Some("clearly above"));
+        for text in both(&report) {
+            assert!(text.contains("All 7 models score their own prompts clearly above"), "{text}");
+        }
+        report.rows[0].shuffled_clip_score = Some(25.0);
+        report.rows[1].shuffled_clip_score = None;
+        for text in both(&report) {
+            assert!(text.contains("clearly above: "), "{text}");
+            assert!(text.contains("within noise: before."), "{text}");
+        }
+        for text in both(&report_of(2)) {
+            assert!(!text.contains("shuffled"), "{text}");
+        }
     }
 
     #[test]

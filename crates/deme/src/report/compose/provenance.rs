@@ -2,6 +2,7 @@
 
 use super::super::document::{Block, Cell, Column, Section, Table, Tone};
 use super::super::number_format::{count, duration};
+use super::super::prompt_fit::is_clip_score;
 use super::super::{EvaluationCounts, Report, Row};
 use super::metric_names;
 
@@ -45,12 +46,13 @@ fn cautions(report: &Report) -> Vec<String> {
                 .to_string(),
         );
     }
-    if names.iter().any(|name| name.contains("tiny_clip_score")) {
-        cautions.push(
-            "tiny_clip_score is 100 times the cosine similarity of picture and caption in that \
-             same small CLIP. It compares within this run only."
-                .to_string(),
-        );
+    for name in names.iter().filter(|name| is_clip_score(name)) {
+        cautions.push(format!(
+            "{name} is the mean of 100 max(cosine, 0) of pictures and their prompts in one CLIP. It \
+             compares with scores of the same CLIP (by its hash) on the same prompts only; a CLIP that \
+             the run trained itself gives no number to set beside published ones. It says whether \
+             pictures show what was asked for, not whether they look real."
+        ));
     }
     if !report.spread_meaning.is_empty() {
         cautions.push(

@@ -4,11 +4,12 @@ use super::super::document::{Block, CaptionedFigure, Cell, Column, Section, Tabl
 use super::super::escape::slug;
 use super::super::figures;
 use super::super::number_format::{count, fixed, signed, trimmed, weights};
+use super::super::prompt_fit::{PromptFit, prompt_fit};
 use super::super::protocol::{ProtocolGroup, protocol_groups};
 use super::super::verdict::{
     SPREADS_TO_COUNT, Standing, decimals_of, difference, standing_in_words, with_spread,
 };
-use super::super::{RealDistance, Report, RowKind};
+use super::super::{RealDistance, Report, Row, RowKind};
 use super::metric_names;
 
 /// The rows' numbers: one table and one drawing per metric and way of measuring.
@@ -20,10 +21,14 @@ pub(super) fn results(report: &Report) -> Section {
             blocks.push(Block::Subheading("Measured differently".to_string()));
             blocks.push(Block::Paragraph(differences_in_words(group)));
         }
-        for metric in metric_names(&group.rows) {
-            blocks.push(Block::Table(metric_table(report, &metric, group)));
-            let name = format!("values-{}-{}", place + 1, slug(&metric));
-            if let Some(figure) = figures::measured_values(name, &metric, &group.rows) {
+        let metrics = metric_names(&group.rows);
+        for metric in &metrics {
+            if metrics.len() > 1 {
+                blocks.push(Block::Subheading(heading(metric, group)));
+            }
+            blocks.push(Block::Table(metric_table(report, metric, group)));
+            let name = format!("values-{}-{}", place + 1, slug(metric));
+            if let Some(figure) = figures::measured_values(name, metric, &group.rows) {
                 let guide = if group.rows.iter().any(|row| row.kind == RowKind::Before) {
                     " The dashed line is the model before finetuning."
                 } else {
@@ -35,6 +40,7 @@ pub(super) fn results(report: &Report) -> Section {
                 }]));
             }
         }
+        blocks.extend(own_and_shuffled(report, group));
     }
     if let Some(RealDistance { metric, pictures, distance }) = &report.real_distance {
         let decimals = decimals_of(&report.rows, metric);
@@ -50,6 +56,79 @@ pub(super) fn results(report: &Report) -> Section {
         blocks.push(Block::Remark(table_footnote(report)));
     }
     Section { id: "results", heading: "Results", blocks }
+}
+
+/// `clip_score_tiny_clip, higher is better`
+fn heading(metric: &str, group: &ProtocolGroup<'_>) -> String {
+    let lower_is_better =
+        group.rows.iter().any(|row| row.metric(metric).is_some_and(|m| m.lower_is_better));
+    format!("{metric}, {} is better", if lower_is_better { "lower" } else { "higher" })
+}
+
+/// The CLIP score with own prompts beside that with prompts of others, and what it says of all models.
+fn own_and_shuffled(report: &Report, group: &ProtocolGroup<'_>) -> Vec<Block> {
+    let scored: Vec<(&Row, PromptFit<'_>)> =
+        group.rows.iter().filter_map(|row| Some((*row, prompt_fit(row)?))).collect();
+    let Some((_, first)) = scored.first() else { return Vec::new() };
+    let decimals = decimals_of(&report.rows, &first.own.name);
+    let columns = vec![
+        Column::text("model"),
+        Column::number("own prompts"),
+        Column::number("shuffled prompts"),
+        Column::number("own above shuffled"),
+    ];
+    let rows = scored.iter().map(|(row, fit)| {
+        vec![
+            Cell::new(&row.label),
+            Cell::new(with_spread(fit.own, decimals)),
+            Cell::new(fixed(fit.shuffled, decimals)),
+            Cell::new(signed(fit.difference.amount, decimals))
+                .note(fit.standing_in_words())
+                .tone(tone_of(fit.difference.standing)),
+        ]
+    });
+    vec![
+        Block::Subheading("Do the pictures follow their prompts?".to_string()),
+        Block::Paragraph(format!(
+            "{} of the same pictures with the prompts they were drawn from, and with the prompts of other \
+             pictures. A model that does not read its prompts scores the same with both. {}",
+            first.own.name,
+            all_in_words(&scored)
+        )),
+        Block::Table(Table { columns, rows: rows.collect() }),
+        Block::Remark(format!(
+            "A difference is clear when it exceeds {} combined spreads; the score with shuffled prompts is \
+             taken to have the spread of the other.",
+            trimmed(SPREADS_TO_COUNT, 1)
+        )),
+    ]
+}
+
+/// `Own prompts clearly above: before, joint; within noise: expert 1.`
+fn all_in_words(scored: &[(&Row, PromptFit<'_>)]) -> String {
+    let mut by_standing: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (row, fit) in scored {
+        let words = fit.standing_in_words();
+        match by_standing.iter_mut().find(|(known, _)| *known == words) {
+            Some((_, labels)) => labels.push(&row.label),
+            None => by_standing.push((words, vec![&row.label])),
+        }
+    }
+    if let [("clearly above", labels)] = by_standing.as_slice()
+        && labels.len() > 1
+    {
+        return format!(
+            "All {} models score their own prompts clearly above shuffled ones.",
+            labels.len()
+        );
+    }
+    // The groups in the order of the models, but what is clearly above first.
+    by_standing.sort_by_key(|(words, _)| *words != "clearly above");
+    let parts: Vec<String> = by_standing
+        .iter()
+        .map(|(words, labels)| format!("{words}: {}", labels.join(", ")))
+        .collect();
+    format!("Own prompts against shuffled ones, {}.", parts.join("; "))
 }
 
 fn differences_in_words(group: &ProtocolGroup<'_>) -> String {
