@@ -347,12 +347,24 @@ fn notes(context: &Context<'_>, has_score: bool) -> Vec<String> {
                 .to_owned(),
         );
     }
-    if !has_score {
-        notes.push(
-            "The models are unconditional, so no caption belongs to a generated picture and no CLIP \
-             score is given."
+    let recipe = context.recipe;
+    notes.push(match (recipe.is_text_to_image(), has_score) {
+        (false, _) => "The models are unconditional, so no caption belongs to a generated picture and no CLIP \
+                       score is given."
+            .to_owned(),
+        (true, false) => "No CLIP was named for a CLIP score (evaluation.clip_score).".to_owned(),
+        (true, true) => "Pictures are drawn for the captions of the report's pictures, which no training has seen."
+            .to_owned(),
+    });
+    if recipe.is_text_to_image() && recipe.pretrained.from == "scratch" {
+        notes.push(match recipe.evaluation.clip_score {
+            None => "The CLIP that gives the score is also the one whose text tower encodes the captions for the \
+                     models: the score ranks the models of this run, and another CLIP would be a more independent \
+                     judge."
                 .to_owned(),
-        );
+            Some(_) => "Captions are encoded for the models by the text tower of the small CLIP that this run trained."
+                .to_owned(),
+        });
     }
     notes
 }
