@@ -224,7 +224,10 @@ mod tests {
         let blocks = samples(&report).unwrap().blocks;
         assert!(!blocks.iter().any(|block| matches!(block, Block::PictureTable(_))));
         let text = markdown::render(&compose(&report).unwrap());
-        assert!(!text.contains("same prompt") && !text.contains("prompts of all"), "{text}");
+        assert!(
+            !text.contains("for the same prompt") && !text.contains("prompts of all"),
+            "{text}"
+        );
     }
 
     #[test]
