@@ -9,7 +9,7 @@ use deme_data::DataError;
 use deme_decouple::loss_probe::LossProbeError;
 use deme_decouple::{FinetuneError, ImpossibleValue, StepError, TrainStateError};
 use deme_diffusion::ProjectionError;
-use deme_diffusion::{CheckpointError, SampleError, ScheduleError, UNetConfigError};
+use deme_diffusion::{CheckpointError, GuidanceError, SampleError, ScheduleError, UNetConfigError};
 use deme_eval::EvalError;
 use deme_merge::{MergeError, SearchError, StateDictError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
@@ -108,6 +108,9 @@ pub enum Problem {
     /// From sampling.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// From classifier-free guidance.
+    #[error(transparent)]
+    Guidance(#[from] GuidanceError),
     /// From channel projections.
     #[error(transparent)]
     Projection(#[from] ProjectionError),
