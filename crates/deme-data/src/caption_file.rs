@@ -353,7 +353,7 @@ fn missing(names: &[&str]) -> String {
 }
 
 /// The line of a byte, counted from one.
-fn line_of(bytes: &[u8], position: usize) -> usize {
+pub(crate) fn line_of(bytes: &[u8], position: usize) -> usize {
     1 + bytes[..position].iter().filter(|&&byte| byte == b'\n').count()
 }
 

@@ -174,6 +174,22 @@ pub enum DataError {
         /// What is wrong there.
         reason: String,
     },
+    /// A file of prompts that cannot be read: broken UTF-8 or JSON, a missing field, an empty line.
+    #[error("{path}, line {line}: {reason}", path = .path.display())]
+    BadPromptFile {
+        /// The file.
+        path: PathBuf,
+        /// Counted from one.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A file of prompts without any.
+    #[error("{path} holds no prompt; write one per line", path = .path.display())]
+    NoPrompts {
+        /// The file.
+        path: PathBuf,
+    },
     /// Two captions for one picture.
     #[error(
         "{path}, {place}: {file_name:?} already has a caption ({first_place}); keep one of the two",

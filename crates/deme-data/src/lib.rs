@@ -4,7 +4,8 @@
 //! [`DataSet::load`] decodes and resizes all of its pictures by one [`Preparation`], the one PIL and
 //! torchvision compute. [`split`](split()) parts a data set for training, for the search of merging
 //! weights and for the final report; [`EpochOrder`] says which pictures are in which batch.
-//! [`pair_captions`] reads captions that lie beside pictures in a file of their own.
+//! [`pair_captions`] reads captions that lie beside pictures in a file of their own, [`read_prompts`] what
+//! pictures are to be drawn of.
 //! [`Picture`] also goes the other way: from a model's output to PNG files and grids of samples.
 //!
 //! No tensor engine here: pictures are bytes or `f32` slices.
@@ -19,6 +20,7 @@ mod imagefolder;
 mod parquet_pictures;
 mod picture;
 mod picture_decoding;
+mod prompt_file;
 mod random_draws;
 mod shapes;
 mod split;
@@ -36,5 +38,6 @@ pub use image_preparation::{
 pub use imagefolder::picture_files;
 pub use picture::{Picture, grid, write_png};
 pub use picture_decoding::{MAX_PIXELS, decode_picture, read_picture};
+pub use prompt_file::read_prompts;
 pub use shapes::{MAX_SHAPES_RESOLUTION, ShapesScene, shapes_picture};
 pub use split::{Share, Split, SplitConfig, SplitPart, split};

@@ -435,6 +435,16 @@ pub enum CheckpointError {
         /// The file or folder that was looked for.
         file: String,
     },
+    /// Parts that are whole, but of different models.
+    #[error(
+        "the parts of {path} are not of one model: {reason}. Take all of them from the same repository"
+    )]
+    PartsDiffer {
+        /// The pipeline's folder or file.
+        path: PathBuf,
+        /// Which parts, and how they differ.
+        reason: String,
+    },
     /// A `model_index.json` of another pipeline.
     #[error("{path}: {reason}")]
     ModelIndex {

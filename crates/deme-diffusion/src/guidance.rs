@@ -189,7 +189,7 @@ pub enum GuidanceError {
     },
     /// No hidden states to guide away from.
     #[error(
-        "guidance scale {scale} needs the hidden states of a negative prompt, or of the empty text; only \\
+        "guidance scale {scale} needs the hidden states of a negative prompt, or of the empty text; only \
          scale 1 goes without"
     )]
     NoUnconditional {
@@ -198,7 +198,7 @@ pub enum GuidanceError {
     },
     /// Hidden states that do not fit together.
     #[error(
-        "hidden states of shape {negative:?} for the negative prompts do not fit those of shape {prompt:?} \\
+        "hidden states of shape {negative:?} for the negative prompts do not fit those of shape {prompt:?} \
          for the prompts (sequences, length, width); pad both to one length and give one per image"
     )]
     Shape {
@@ -338,6 +338,7 @@ mod tests {
         let config = GuidanceConfig { scale: 7.5, rescale: 0.0 };
         let error = Guided::new(Asked::default(), config, prompt, None).map(|_| ()).unwrap_err();
         assert_eq!(error, GuidanceError::NoUnconditional { scale: 7.5 });
+        assert!(error.to_string().ends_with("only scale 1 goes without"), "{error}");
     }
 
     #[test]
@@ -363,7 +364,9 @@ mod tests {
         };
         for negative in [[2, 76, 8], [2, 77, 9], [3, 77, 8]] {
             let prompt = [2, 77, 8];
-            assert_eq!(refusal(prompt, negative), GuidanceError::Shape { prompt, negative });
+            let error = refusal(prompt, negative);
+            assert_eq!(error, GuidanceError::Shape { prompt, negative });
+            assert!(!error.to_string().contains(['\\', '\n']), "{error}");
         }
     }
 

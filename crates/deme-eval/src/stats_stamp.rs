@@ -41,6 +41,18 @@ pub struct SamplingStamp {
     pub eta: f64,
     /// Weight of classifier-free guidance, where it was used.
     pub guidance: Option<f64>,
+    /// How far the guided output was brought back to the deviation of the conditional one, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guidance_rescale: Option<f64>,
+    /// Hash of the prompts in their order and of the negative prompt, where pictures are of prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts_hash: Option<String>,
+    /// Layers of the text encoder that were left out, where there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_skip: Option<usize>,
+    /// Height and width in pixels, where they were chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<[usize; 2]>,
     /// Seed of the first picture; picture i has seed `first_seed + i`.
     pub first_seed: u64,
     /// Number of pictures.
@@ -106,6 +118,17 @@ mod tests {
         assert!(text.contains("inception") && text.contains("dinov2"), "{text}");
         let retrained = StatsStamp { extractor_hash: "other".to_owned(), ..a.clone() };
         assert!(a.same_extractor(&retrained).is_err());
+    }
+
+    #[test]
+    fn how_pictures_were_drawn_is_read_from_files_without_prompts_too() {
+        let before = r#"{"model":"m","model_hash":"h","sampler":"ddim","steps":50,"eta":0.0,"guidance":null,
+            "first_seed":0,"count":7}"#;
+        let stamp: SamplingStamp = serde_json::from_str(before).unwrap();
+        assert_eq!((stamp.prompts_hash.as_ref(), stamp.size), (None, None));
+        // And written as ever, so that hashes of it stay what they were.
+        let compact: String = before.split_whitespace().collect();
+        assert_eq!(serde_json::to_string(&stamp).unwrap(), compact);
     }
 
     #[test]

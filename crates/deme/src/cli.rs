@@ -104,8 +104,8 @@ pub enum SamplerName {
     Ddpm,
     /// Liu et al. 2022
     Pndm,
-    /// Lu et al. 2022, of second order unless the model's scheduler says otherwise
-    #[value(name = "dpm-solver++")]
+    /// Lu et al. 2022, of second order (DPM++ 2M) unless the model's scheduler says otherwise
+    #[value(name = "dpm-solver++", aliases = ["dpm-solver", "dpm++", "dpm++-2m"])]
     DpmSolver,
     /// Karras et al. 2022
     Euler,
@@ -130,28 +130,36 @@ impl SamplerName {
 /// Arguments of `deme sample`.
 #[derive(Debug, Args)]
 pub struct SampleArguments {
-    /// A diffusers folder, or hub:owner/name
+    /// A diffusers folder, or hub:owner/name; of a text-to-image model also the single file of Stable Diffusion 1
+    /// (.safetensors, .ckpt)
     #[arg(long)]
     pub model: String,
-    /// How many pictures
-    #[arg(long, default_value_t = 16)]
-    pub num: usize,
+    /// How many pictures [default: one per prompt, without prompts 16]
+    #[arg(long, value_name = "N")]
+    pub num: Option<usize>,
     /// Picture i comes from seed SEED + i
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// The sampler
-    #[arg(long, value_enum, default_value = "ddim")]
-    pub sampler: SamplerName,
+    /// The sampler [default: that of a text-to-image model's own scheduler, otherwise ddim]
+    #[arg(long, value_enum)]
+    pub sampler: Option<SamplerName>,
     /// Its steps
     #[arg(long, default_value_t = 50)]
     pub steps: usize,
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, default_value_t = 0.0)]
     pub eta: f64,
-    /// Pictures at once; has no influence on any picture
+    /// Pictures at once; has no influence on any picture. Large models want less memory with less
     #[arg(long, default_value_t = 16)]
     pub batch_size: usize,
-    /// Folder for the pictures
+    /// Height of the pictures in pixels [default: that of training]
+    #[arg(long, value_name = "H")]
+    pub height: Option<usize>,
+    /// Width of the pictures in pixels [default: that of training]
+    #[arg(long, value_name = "W")]
+    pub width: Option<usize>,
+    /// Folder for the pictures; those of prompts get a metadata.jsonl that says which is of which, as deme
+    /// clip-score reads it
     #[arg(long, value_name = "DIR", required_unless_present_any = ["save_stats", "save_features"])]
     pub out: Option<PathBuf>,
     /// Also write all pictures in one, to this PNG file
@@ -174,6 +182,37 @@ pub struct SampleArguments {
     /// Say nothing but errors
     #[arg(long, short)]
     pub quiet: bool,
+    // Last, as all arguments behind it would stand under its heading.
+    #[command(flatten)]
+    pub text: TextArguments,
+}
+
+/// What a text-to-image model is asked for.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Text to image")]
+pub struct TextArguments {
+    /// What is to be seen. The empty text is what the model was trained on as no condition
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompts")]
+    pub prompt: Option<String>,
+    /// A file of prompts: one per line, or .jsonl with the prompt in the field text. Picture i is of prompt i,
+    /// counted round and round
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// What is not to be seen, in all pictures [default: the empty text]
+    #[arg(long, value_name = "TEXT")]
+    pub negative_prompt: Option<String>,
+    /// How far away from the negative prompt: 1 is the prompt alone, 0 the negative prompt alone, each at half the
+    /// cost of other values [default: 7.5]
+    #[arg(long, allow_negative_numbers = true, value_name = "SCALE")]
+    pub guidance: Option<f64>,
+    /// How far guided outputs are brought back to the deviation of those without guidance, from 0 to 1; against
+    /// pictures that are too bright [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "PHI")]
+    pub guidance_rescale: Option<f64>,
+    /// Layers at the end of the text encoder that are left out, counted as in diffusers: 1 takes the last but one
+    /// [default: 0]
+    #[arg(long, value_name = "K")]
+    pub clip_skip: Option<usize>,
 }
 
 /// One of several parts of a whole.

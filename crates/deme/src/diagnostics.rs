@@ -105,12 +105,12 @@ pub enum Problem {
     /// From finetuning.
     #[error(transparent)]
     Finetune(#[from] FinetuneError),
-    /// From guidance.
-    #[error(transparent)]
-    Guidance(#[from] GuidanceError),
     /// From sampling.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// From classifier-free guidance.
+    #[error(transparent)]
+    Guidance(#[from] GuidanceError),
     /// From channel projections.
     #[error(transparent)]
     Projection(#[from] ProjectionError),

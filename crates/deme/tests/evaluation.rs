@@ -6,13 +6,10 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use burn::tensor::Device;
-use deme_clip::{CaptionCleaning, CaptionTokenizer, Clip, ClipConfig, ClipModel, ClipPreprocessor};
 use deme_data::{shapes_picture, write_png};
 use deme_eval::{FeatureStats, Measurement};
-use deme_nn::Init;
 use serde_json::Value;
-use support::{deme, fail_with, succeed};
+use support::{deme, fail_with, small_clip, succeed};
 
 /// A folder with two sets of pictures and a small CLIP to look at them.
 struct Place {
@@ -56,23 +53,6 @@ impl Place {
     fn write(&self, name: &str, bytes: &[u8]) {
         std::fs::write(self.path(name), bytes).unwrap();
     }
-}
-
-fn small_clip(seed: u64) -> Clip {
-    let mut config = ClipConfig { projection_dim: 6, ..ClipConfig::default() };
-    config.text_config.hidden_size = 8;
-    config.text_config.intermediate_size = 16;
-    config.text_config.num_attention_heads = 2;
-    config.text_config.num_hidden_layers = 1;
-    config.vision_config.hidden_size = 8;
-    config.vision_config.intermediate_size = 16;
-    config.vision_config.num_attention_heads = 2;
-    config.vision_config.num_hidden_layers = 1;
-    config.vision_config.image_size = 16;
-    config.vision_config.patch_size = 8;
-    let model = ClipModel::new(&config, &mut Init::new(seed, &Device::flex())).unwrap();
-    let tokenizer = CaptionTokenizer::published(CaptionCleaning::HuggingFace, 77).unwrap();
-    Clip { model, preprocessor: ClipPreprocessor::openai(16), tokenizer: Some(tokenizer) }
 }
 
 fn unet() -> PathBuf {

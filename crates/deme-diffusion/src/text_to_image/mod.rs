@@ -64,12 +64,36 @@ impl TextToImagePipeline {
         }
         let folder = TextToImageFolder::open(&path)?;
         let text_encoder = folder.text_encoder(device)?;
-        Ok(Self {
+        let pipeline = Self {
             unet: folder.unet(device)?,
             vae: folder.vae(device)?,
             tokenizer: folder.tokenizer(text_encoder.config().max_position_embeddings)?,
             text_encoder,
             scheduler: folder.scheduler()?,
+        };
+        match pipeline.misfit() {
+            Some(reason) => Err(CheckpointError::PartsDiffer { path, reason }),
+            None => Ok(pipeline),
+        }
+    }
+
+    /// What one part gives and the next does not take.
+    fn misfit(&self) -> Option<String> {
+        let unet = self.unet.config();
+        let width = self.text_encoder.config().hidden_size;
+        if let Some(taken) = unet.cross_attention_dim.values().iter().find(|&&d| d != width) {
+            return Some(format!(
+                "the UNet looks at hidden states of width {taken} (cross_attention_dim), and the text encoder's \
+                 are of width {width} (hidden_size)"
+            ));
+        }
+        let latents = self.vae.as_ref()?.config().latent_channels;
+        (unet.out_channels != latents).then(|| {
+            format!(
+                "the UNet gives {} channels (out_channels), and the autoencoder's latents have {latents} \
+                 (latent_channels)",
+                unet.out_channels
+            )
         })
     }
 

@@ -1,26 +1,40 @@
 //! `deme sample`: pictures from a model, as files, or straight into the statistics of their features.
 
-use deme_data::{Picture, grid, write_png};
-use deme_diffusion::checkpoint::resolve;
-use deme_diffusion::hub::ModelKind;
-use deme_diffusion::{LoadedModel, SamplerConfig, load_pipeline, sample};
-use deme_eval::{FeaturePart, SamplingStamp, names_hash, stream_features, write_feature_file};
-use deme_nn::to_state_dict;
+mod model;
+mod prompts;
 
-use crate::cli::SampleArguments;
+use std::ops::Range;
+
+use deme_data::{Picture, grid, write_png};
+use deme_diffusion::SampleError;
+use deme_eval::{FeaturePart, SamplingStamp, names_hash, stream_features, write_feature_file};
+use serde_json::json;
+
+use self::model::Model;
+use self::prompts::Prompts;
+use crate::cli::{Part, SampleArguments};
 use crate::diagnostics::Problem;
 use crate::extractors;
 use crate::feature_sets::{Collector, SAMPLES_FILE};
-use crate::progress::{Progress, Voice};
-use crate::run_dir::write_json;
+use crate::progress::{Progress, Voice, say};
+use crate::run_dir::{write_bytes, write_json};
 
 /// Space between the pictures of the grid, in pixels.
 const GRID_PADDING: u32 = 2;
 
+/// Pictures without prompts, when nothing else is said.
+const DEFAULT_COUNT: usize = 16;
+
 /// Writes `<seed>.png` for every seed, all in one picture when asked, and the features' statistics when asked.
 pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
-    let SampleArguments { model, num, batch_size, out, .. } = arguments;
-    if *num == 0 {
+    let SampleArguments { batch_size, out, .. } = arguments;
+    if *batch_size == 0 {
+        return Err(SampleError::EmptyBatch.into());
+    }
+    let prompts = Prompts::of_arguments(&arguments.text)?;
+    let by_default = prompts.as_ref().map_or(DEFAULT_COUNT, Prompts::count);
+    let num = arguments.num.unwrap_or(by_default);
+    if num == 0 {
         return Err(Problem::Usage {
             message: "--num 0 asks for no picture".into(),
             help: "ask for at least 1".into(),
@@ -32,48 +46,36 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
     let extractor = measures
         .then(|| extractors::open(&extractors::of_arguments(&arguments.extractor)?, &device))
         .transpose()?;
-    let loaded = load_pipeline(model, &device)?;
-    let shape = picture_shape(model, &loaded)?;
-    let sampler = SamplerConfig {
-        kind: arguments.sampler.kind(),
-        steps: arguments.steps,
-        eta: arguments.eta,
-        ..SamplerConfig::default()
-    };
-    let stamp = SamplingStamp {
-        model: resolve(model, ModelKind::Diffusion)?.display().to_string(),
-        model_hash: to_state_dict(&loaded.unet).content_hash(),
-        sampler: sampler.kind.name().to_owned(),
-        steps: sampler.steps,
-        eta: sampler.eta,
-        guidance: None,
-        first_seed: arguments.seed,
-        count: *num as u64,
-    };
+    let model = Model::open(arguments, prompts, &device)?;
+    let shape = model.picture_shape;
+    let stamp = model.stamp(arguments.seed, num);
+    let seed_of = |position: usize| arguments.seed.wrapping_add(position as u64);
 
-    let positions = arguments.part.map_or(0..*num, |part| part.range(*num));
+    let positions = arguments.part.map_or(0..num, |part| part.range(num));
     let voice = if arguments.quiet { Voice::Quiet } else { Voice::Normal };
-    let mut progress =
-        Progress::start(voice, "sampling", (positions.len() * arguments.steps) as u64);
+    for warning in model.warnings()? {
+        if voice == Voice::Normal {
+            say(&format!("warning: {warning}"));
+        }
+    }
+    let calls = model.calls_per_picture()?;
+    let mut progress = Progress::start(voice, "sampling", (positions.len() * calls) as u64);
     if let Some(out) = out {
         std::fs::create_dir_all(out).map_err(|e| Problem::write(out, e))?;
     }
-    let scheduler = loaded.scheduler.clone().unwrap_or_default();
     let mut collector = extractor
         .as_deref()
         .map(|extractor| Collector::new(extractor, arguments.save_features.is_some()));
     let (mut shown, mut names) = (Vec::new(), Vec::new());
-    for start in positions.clone().step_by((*batch_size).max(1)) {
+    for start in positions.clone().step_by(*batch_size) {
         let end = (start + batch_size).min(positions.end);
-        let seeds: Vec<u64> = (start..end).map(|i| arguments.seed.wrapping_add(i as u64)).collect();
-        let done = (start - positions.start) * arguments.steps;
+        let seeds: Vec<u64> = (start..end).map(seed_of).collect();
+        let done = (start - positions.start) * calls;
         let (mut step, batch) = (0, seeds.len());
-        let observe = &mut |_: deme_diffusion::SampleProgress| {
+        let images = model.draw(start..end, &seeds, &mut |_| {
             step += batch;
-            progress.at((done + step.min(batch * arguments.steps)) as u64, "");
-        };
-        let images =
-            sample(&loaded.unet, &scheduler, &sampler, shape, &seeds, batch, &device, observe)?;
+            progress.at((done + step.min(batch * calls)) as u64, "");
+        })?;
         let pictures: Vec<Picture> = seeds
             .iter()
             .zip(&images)
@@ -99,8 +101,14 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
         let columns = (shown.len() as f64).sqrt().ceil() as usize;
         write_png(path, &grid(&shown, columns, GRID_PADDING, [255; 3])?)?;
     }
-    if let (Some(out), None) = (out, arguments.part) {
-        write_json(&out.join(SAMPLES_FILE), &stamp)?;
+    if let Some(out) = out {
+        if model.draws_prompts() {
+            let captions = captions(&model, positions.clone(), &seed_of);
+            write_bytes(&out.join(captions_file(arguments.part)), captions.as_bytes())?;
+        }
+        if arguments.part.is_none() {
+            write_json(&out.join(SAMPLES_FILE), &stamp)?;
+        }
     }
     if let Some(collector) = collector {
         save(arguments, collector, stamp, positions.start, &names)?;
@@ -113,22 +121,22 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Channels, height and width of a model's pictures.
-fn picture_shape(name: &str, model: &LoadedModel) -> Result<[usize; 3], Problem> {
-    let config = model.unet.config();
-    let Some([height, width]) = config.sample_size.map(|size| size.height_width()) else {
-        return Err(Problem::Usage {
-            message: format!("{name} does not say how large its pictures are"),
-            help: "set `sample_size` in its config.json".into(),
-        });
-    };
-    if config.out_channels != 3 && config.out_channels != 1 {
-        return Err(Problem::Usage {
-            message: format!("{name} gives {} channels, not pictures", config.out_channels),
-            help: "pictures have 3 channels or 1".into(),
-        });
+/// Where it stands which picture is of which prompt. Parts each write a file of their own: one behind the other
+/// they are the whole.
+fn captions_file(part: Option<Part>) -> String {
+    match part {
+        None => "metadata.jsonl".to_owned(),
+        Some(Part { number, of }) => format!("metadata-{number}-of-{of}.jsonl"),
     }
-    Ok([config.out_channels, height, width])
+}
+
+/// Which picture is of which prompt, as `deme clip-score` and data sets of pictures read it.
+fn captions(model: &Model, positions: Range<usize>, seed_of: &dyn Fn(usize) -> u64) -> String {
+    let line = |position: usize| {
+        let (seed, prompt) = (seed_of(position), model.prompt(position));
+        json!({ "file_name": format!("{seed}.png"), "text": prompt, "seed": seed }).to_string()
+    };
+    positions.map(|position| line(position) + "\n").collect()
 }
 
 fn picture(

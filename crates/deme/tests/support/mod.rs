@@ -2,7 +2,10 @@
 #![allow(dead_code)]
 
 use burn::tensor::Device;
-use deme_clip::{ClipTextConfig, ClipTextModel};
+use deme_clip::{
+    CaptionCleaning, CaptionTokenizer, Clip, ClipConfig, ClipModel, ClipPreprocessor,
+    ClipTextConfig, ClipTextModel,
+};
 use deme_diffusion::{
     AutoencoderKl, AutoencoderKlConfig, PromptTokenizer, SchedulerConfig, TextToImagePipeline,
     UNet2DConditionConfig, UNet2DConditionModel,
@@ -153,6 +156,24 @@ pub fn tiny_text_to_image_model(folder: &Path) {
         scheduler: SchedulerConfig::default(),
     };
     pipeline.save(folder).unwrap();
+}
+
+/// A CLIP of next to nothing, with random weights.
+pub fn small_clip(seed: u64) -> Clip {
+    let mut config = ClipConfig { projection_dim: 6, ..ClipConfig::default() };
+    config.text_config.hidden_size = 8;
+    config.text_config.intermediate_size = 16;
+    config.text_config.num_attention_heads = 2;
+    config.text_config.num_hidden_layers = 1;
+    config.vision_config.hidden_size = 8;
+    config.vision_config.intermediate_size = 16;
+    config.vision_config.num_attention_heads = 2;
+    config.vision_config.num_hidden_layers = 1;
+    config.vision_config.image_size = 16;
+    config.vision_config.patch_size = 8;
+    let model = ClipModel::new(&config, &mut Init::new(seed, &Device::flex())).unwrap();
+    let tokenizer = CaptionTokenizer::published(CaptionCleaning::HuggingFace, 77).unwrap();
+    Clip { model, preprocessor: ClipPreprocessor::openai(16), tokenizer: Some(tokenizer) }
 }
 
 /// The folder of the reference numbers.
