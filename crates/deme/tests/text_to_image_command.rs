@@ -473,7 +473,6 @@ fn a_wrong_or_missing_part_of_a_pipeline_is_named() {
         },
         &mut Init::new(1, &Device::flex()),
     );
-    fs::remove_dir_all(place.path("sd/text_encoder")).unwrap();
     wider.unwrap().save(&place.path("sd/text_encoder")).unwrap();
     place.refuses(
         &["--model", "sd", "--prompt", "x"],

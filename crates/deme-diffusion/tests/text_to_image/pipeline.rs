@@ -5,9 +5,9 @@ use burn::tensor::Tensor;
 use deme_clip::{ClipError, ClipTextConfig, ClipTextModel};
 use deme_diffusion::text_to_image::SingleFileConfigs;
 use deme_diffusion::{
-    AutoencoderKl, AutoencoderKlConfig, CheckpointError, ProjectionPlacement, PromptTokenizer,
-    SchedulerConfig, TextToImageFolder, TextToImagePipeline, UNet2DConditionConfig,
-    UNet2DConditionModel, load_conditional_unet, save_conditional_unet,
+    AutoencoderKl, AutoencoderKlConfig, CheckpointError, PerBlock, ProjectionPlacement,
+    PromptTokenizer, SchedulerConfig, TextToImageFolder, TextToImagePipeline,
+    UNet2DConditionConfig, UNet2DConditionModel, load_conditional_unet, save_conditional_unet,
 };
 use deme_merge::{Dtype, StateDict, StateDictError, StoredTensor};
 use deme_nn::{Init, map_parameters, to_state_dict};
@@ -348,6 +348,29 @@ fn a_wrong_part_is_an_error_that_names_it() {
     assert!(
         matches!(&found, CheckpointError::Tokenizer { folder: Some(folder), .. } if folder.ends_with("tokenizer"))
     );
+}
+
+#[test]
+fn parts_of_different_models_are_refused() {
+    let three = UNet2DConditionConfig { in_channels: 3, out_channels: 3, ..small_config() };
+    let wider = UNet2DConditionConfig {
+        cross_attention_dim: PerBlock::All(7),
+        in_channels: 4,
+        out_channels: 4,
+        ..small_config()
+    };
+    for (unet, words) in [
+        (three, ["gives 3 channels", "latents have 4"]),
+        (wider, ["width 7 (cross_attention_dim)", "width 6 (hidden_size)"]),
+    ] {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        let mixed = TextToImagePipeline { unet: model(&unet, 1), ..tiny_pipeline(1) };
+        mixed.save(&folder).unwrap();
+        let error = load(&folder).unwrap_err();
+        assert!(matches!(&error, CheckpointError::PartsDiffer { path, .. } if *path == folder));
+        words.iter().for_each(|word| assert!(error.to_string().contains(word), "{error}"));
+    }
 }
 
 #[test]
