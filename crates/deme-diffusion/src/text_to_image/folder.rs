@@ -196,7 +196,6 @@ impl TextToImageFolder {
         let mut state = StateDict::load(&folder).map_err(refused)?;
         rename_deprecated_attention(&mut state).map_err(refused)?;
         state.check_finite().map_err(refused)?;
-        state.release_pages();
         Ok(state)
     }
 
