@@ -13,7 +13,8 @@ diffusers' output, must be below 1e-3. A picture amplifies them over its steps a
 A picture is made by a process that does nothing else, and its peak of resident memory (VmHWM) is the memory of text to
 image. Then the UNet is timed in turns: `ratio` is the median over the rounds of our time over the better of torch's
 two memory formats in the same round. `torch.inference_mode` and the same number of threads for both; how much of the
-processors other programs took meanwhile is printed.
+processors other programs took meanwhile is printed. The processor time of a call, all threads together, says more on
+a busy machine.
 
 Needs Linux, and Python with torch, diffusers and transformers; nothing in the Rust project needs this script.
 """
@@ -147,14 +148,18 @@ def compare_pictures(report, arguments, folder, work):
 def time_unet(report, arguments, ours, unet_line, unets):
     """The UNet call in turns; `unets` are torch's variants by name."""
     seconds = {name: [] for name in ["deme", *unets]}
+    processor = {name: [] for name in seconds}
     pids = [os.getpid(), ours.process.pid]
     before, start = processor_seconds(pids), time.perf_counter()
     for _ in range(arguments.rounds):
+        begin = processor_seconds(pids)[1]
         seconds["deme"].append(float(ours.ask(unet_line)))
+        processor["deme"].append(processor_seconds(pids)[1] - begin)
         for name, unet in unets.items():
-            begin = time.perf_counter()
+            begin = time.perf_counter(), processor_seconds(pids)[1]
             unet()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.perf_counter() - begin[0])
+            processor[name].append(processor_seconds(pids)[1] - begin[1])
     elapsed, after = time.perf_counter() - start, processor_seconds(pids)
     others = (after[0] - before[0]) - (after[1] - before[1])
     best = [min(rounds) for rounds in zip(*(seconds[name] for name in unets))]
@@ -162,10 +167,11 @@ def time_unet(report, arguments, ours, unet_line, unets):
     report.say("")
     report.say(f"One UNet call, batch 2, 64x64 latents, {arguments.threads} threads, {arguments.rounds} rounds in turns:")
     report.say("")
-    report.say("| | median | fastest | slowest |")
-    report.say("|---|---|---|---|")
+    report.say("| | median | fastest | slowest | processor time, median |")
+    report.say("|---|---|---|---|---|")
     for name, of in seconds.items():
-        report.say(f"| {name} | {statistics.median(of):.2f} s | {min(of):.2f} s | {max(of):.2f} s |")
+        times = [statistics.median(of), min(of), max(of), statistics.median(processor[name])]
+        report.say(f"| {name} | " + " | ".join(f"{time:.2f} s" for time in times) + " |")
     report.say("")
     report.say(
         f"Ratio {ratio:.2f} (median over the rounds of deme over the better of torch's two). Other programs took "
