@@ -1,5 +1,5 @@
 //! Writes and runs Stable Diffusion's networks one call at a time, so that another program can be compared and
-//! timed in between: the Rust half of `tools/compare_text_to_image.py`.
+//! timed in between: the Rust half of `tools/compare_stable_diffusion.py`.
 //!
 //! It answers each line of standard input with one line:
 //! - `make FOLDER` writes a folder of Stable Diffusion 1.4's exact shapes with random weights;
@@ -9,6 +9,8 @@
 //! - `decode LATENTS OUT` decodes `[1, 4, 64, 64]` latents and answers with the seconds;
 //! - `encode IMAGE OUT` writes mean and log-variance of a `[1, 3, 512, 512]` image and answers with the seconds;
 //! - `text OUT PROMPT` writes the hidden states of a prompt and answers with the seconds;
+//! - `image LATENTS STEPS OUT PROMPT` makes a picture of a prompt at guidance 7.5 with the folder's scheduler, from
+//!   `[1, 4, 64, 64]` noise to `[1, 3, 512, 512]` values in `[-1, 1]`, and answers with the seconds;
 //! - `memory` answers with the peak of resident memory in bytes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -16,14 +18,15 @@ use std::io::BufRead;
 use std::path::Path;
 use std::time::Instant;
 
-use burn::module::Param;
+use burn::module::Module;
 use burn::tensor::{Device, Tensor, TensorData};
 use deme_clip::ClipTextModel;
 use deme_diffusion::text_to_image::SingleFileConfigs;
 use deme_diffusion::{
-    AutoencoderKl, ConditionalDenoiser, PromptTokenizer, TextToImagePipeline, UNet2DConditionModel,
+    AutoencoderKl, ConditionalDenoiser, Denoiser, GuidanceConfig, Guided, PromptTokenizer,
+    SamplerConfig, SamplerKind, SchedulerConfig, TextToImagePipeline, UNet2DConditionModel,
 };
-use deme_nn::Init;
+use deme_nn::{Init, map_parameters};
 
 /// The allocator of the command `deme`.
 #[global_allocator]
@@ -52,21 +55,44 @@ fn main() {
     }
 }
 
-/// Stable Diffusion 1.4 with random weights. PyTorch's initialisation lets the signal die out on the way; norms
-/// keep it alive, so outputs are of order 1 but for the last convolution's scale.
+/// `scheduler_config.json` as published.
+const SCHEDULER: &str = r#"{
+    "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000, "set_alpha_to_one": false, "skip_prk_steps": true, "steps_offset": 1,
+    "trained_betas": null, "clip_sample": false
+}"#;
+
+/// Stable Diffusion 1.4 with random weights.
 fn made() -> TextToImagePipeline {
     let configs = SingleFileConfigs::default();
     let mut init = Init::new(14, &Device::flex());
-    let mut unet = UNet2DConditionModel::new(&configs.unet, &mut init).unwrap();
-    let weight = unet.conv_out.weight.val();
-    unet.conv_out.weight = Param::from_tensor(weight * 3.0);
+    let unet = UNet2DConditionModel::new(&configs.unet, &mut init).unwrap();
+    let vae = AutoencoderKl::new(&configs.vae, &mut init).unwrap();
+    let text_encoder = ClipTextModel::new(&configs.text_encoder, &mut init).unwrap();
     TextToImagePipeline {
-        unet,
-        vae: Some(AutoencoderKl::new(&configs.vae, &mut init).unwrap()),
-        text_encoder: ClipTextModel::new(&configs.text_encoder, &mut init).unwrap(),
+        unet: livelier(unet, &mut init),
+        vae: Some(livelier(vae, &mut init)),
+        text_encoder: livelier(text_encoder, &mut init),
         tokenizer: PromptTokenizer::published(77).unwrap(),
-        scheduler: configs.scheduler,
+        scheduler: SchedulerConfig::from_json(SCHEDULER).unwrap(),
     }
+}
+
+/// Initial weights, changed so that every layer can be seen in the outputs: attention looks at something (at
+/// first all scores are nearly equal), norms scale and shift, and outputs are of order 1.
+fn livelier<M: Module>(model: M, init: &mut Init) -> M {
+    map_parameters(model, &mut |name, values| {
+        let asks = [".to_q.weight", ".to_k.weight", ".q_proj.weight", ".k_proj.weight"];
+        let of_norm = name.rsplit('.').nth(1).is_some_and(|layer| layer.contains("norm"));
+        if name.starts_with("conv_out.") || asks.iter().any(|end| name.ends_with(end)) {
+            values * 3.0
+        } else if of_norm {
+            let spread = init.uniform(values.dims(), 0.3);
+            values + spread
+        } else {
+            values
+        }
+    })
 }
 
 fn run(pipeline: &TextToImagePipeline, command: &[&str]) -> f64 {
@@ -88,9 +114,34 @@ fn run(pipeline: &TextToImagePipeline, command: &[&str]) -> f64 {
             let encoded = pipeline.encode_prompts(&[prompt.join(" ")], 0).unwrap();
             write(to, &[encoded.hidden_states]);
         }
+        ["image", latents, steps, to, prompt @ ..] => {
+            let noise = read(latents, [0, 4, 64, 64]);
+            write(to, &[image(pipeline, noise, steps.parse().unwrap(), &prompt.join(" "))]);
+        }
         command => panic!("unknown command {command:?}"),
     }
     start.elapsed().as_secs_f64()
+}
+
+/// `[1, 3, 512, 512]` of `[1, 4, 64, 64]` noise.
+fn image(
+    pipeline: &TextToImagePipeline,
+    noise: Tensor<4>,
+    steps: usize,
+    prompt: &str,
+) -> Tensor<4> {
+    let encoded = pipeline.encode_prompts(&[prompt, ""], 0).unwrap().hidden_states;
+    let [prompt, empty] = [0, 1].map(|row| encoded.clone().narrow(0, row, 1));
+    let guided =
+        Guided::new(&pipeline.unet, GuidanceConfig::default(), prompt, Some(empty)).unwrap();
+    let sampler = SamplerConfig { kind: SamplerKind::Pndm, steps, ..SamplerConfig::default() };
+    let mut method = sampler.method(&pipeline.scheduler).unwrap();
+    let mut x_t = noise;
+    for (index, t) in method.timesteps().to_vec().into_iter().enumerate() {
+        let eps = guided.predict(x_t.clone(), &[t as usize]);
+        x_t = method.step(index, x_t, eps, &mut || panic!("PNDM takes no noise"));
+    }
+    pipeline.images(x_t)
 }
 
 /// Raw f32 values; the first dimension is what is left.

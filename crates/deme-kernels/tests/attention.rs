@@ -3,7 +3,7 @@
 
 mod support;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use deme_kernels::{attention, plain};
 use proptest::prelude::*;
 use support::{assert_close, bits, f64, largest, on_threads, tensor};
@@ -53,6 +53,20 @@ proptest! {
 fn follows_the_plain_path_over_several_blocks() {
     check(inputs(1, [1, 1, 256, 256, 64]), 0.125, false);
     check(inputs(2, [2, 2, 130, 130, 16]), 0.25, true);
+    // More keys than are held at once.
+    check(inputs(3, [1, 2, 60, 1100, 24]), 0.5, false);
+    check(inputs(4, [1, 1, 600, 600, 8]), 1.0, true);
+}
+
+#[test]
+fn the_largest_score_may_come_late() {
+    // Each key's score is larger than all before it, by far from one block of keys to the next.
+    let [q, k, v, _] = inputs(5, [1, 1, 3, 1100, 4]);
+    let rising =
+        Tensor::<1, Int>::arange(0..1100, &support::device()).float().reshape([1, 1, 1100, 1]);
+    let (q, k) = (q.abs() + 0.1, k * 0.0 + rising * 0.05);
+    let expected = plain::attention(f64(q.clone()), f64(k.clone()), f64(v.clone()), 1.0, false);
+    assert_close(f64(attention(q, k, v, 1.0, false)), expected, 1e-4, 1.0, "y");
 }
 
 #[test]
@@ -110,6 +124,15 @@ fn a_value_that_is_not_a_number_is_not_hidden() {
     let [q, k, v, _] = inputs(8, [1, 1, 4, 4, 4]);
     let y = attention(q * f32::NAN, k, v, 1.0, false);
     assert!(y.into_data().iter::<f32>().all(f32::is_nan));
+    // Among many keys, in the first ones and in the last.
+    for at in [3, 1000] {
+        let [q, k, v, _] = inputs(8, [1, 1, 4, 1100, 4]);
+        let nan = k.clone().narrow(2, at, 1) * f32::NAN;
+        let k =
+            Tensor::cat(vec![k.clone().narrow(2, 0, at), nan, k.narrow(2, at + 1, 1099 - at)], 2);
+        let y = attention(q, k, v, 1.0, false);
+        assert!(y.into_data().iter::<f32>().all(f32::is_nan), "key {at}");
+    }
 }
 
 #[test]

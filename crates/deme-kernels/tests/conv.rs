@@ -168,6 +168,8 @@ fn first_and_last_layers_of_a_network() {
 fn larger_maps_and_batches() {
     check(&Inputs::new(5, [1, 16, 64, 48], 16, 3, ConvGeometry::same(3)));
     check(&Inputs::new(6, [33, 32, 4, 4], 48, 3, ConvGeometry::same(3)));
+    check(&Inputs::new(7, [2, 270, 8, 8], 136, 3, ConvGeometry::same(3)));
+    check(&Inputs::new(8, [2, 140, 24, 24], 150, 3, ConvGeometry::same(3)));
 }
 
 #[test]
@@ -197,6 +199,9 @@ fn cases() -> Vec<Inputs> {
         Inputs::new(25, [5, 32, 8, 8], 48, 3, geometry(2, 0, 1)),
         Inputs::new(26, [5, 32, 8, 8], 48, 1, ConvGeometry::same(1)),
         Inputs::new(27, [5, 12, 8, 8], 12, 5, geometry(1, 2, 2)),
+        // Depth in parts; several panels of columns at once.
+        Inputs::new(28, [2, 270, 8, 8], 136, 3, ConvGeometry::same(3)),
+        Inputs::new(29, [2, 140, 24, 24], 150, 3, ConvGeometry::same(3)),
     ]
 }
 

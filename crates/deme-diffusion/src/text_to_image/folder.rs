@@ -273,7 +273,6 @@ fn weights_in(folder: &Path) -> Result<StateDict, CheckpointError> {
     let mut state = StateDict::load(folder).map_err(refused)?;
     rename_deprecated_attention(&mut state).map_err(refused)?;
     state.check_finite().map_err(refused)?;
-    state.release_pages();
     Ok(state)
 }
 

@@ -1,7 +1,8 @@
 //! softmax(q k^T scale) v, head by head and a block of queries at a time.
 //!
-//! No `[heads, L_q, L_k]` tensor is made: a block's scores live in the thread's cache, and the
-//! backward pass computes them again.
+//! No `[heads, L_q, L_k]` tensor is made: a block's scores of some hundred keys live in the thread's cache, with the
+//! softmax carried from keys to keys (Milakov and Gimelshein 2018, arXiv 1805.02867), and the backward pass computes
+//! them again.
 
 use super::buffer::{Scratch, SharedOutput};
 use super::conv::{pack_rows, padded, parts_per_item};
@@ -27,6 +28,8 @@ pub(crate) struct AttentionShape {
 
 /// Queries whose scores are held at once.
 const BLOCK: usize = 48;
+/// Keys whose scores are held at once in the forward pass: whole panels.
+const KEYS: usize = 512;
 
 /// One head's inputs.
 #[derive(Clone, Copy)]
@@ -159,37 +162,123 @@ pub(crate) unsafe fn forward(
     let parts = parts_per_item(s.heads, s.queries.div_ceil(BLOCK));
     (0..s.heads * parts).into_par_iter().for_each(|task| {
         let (head, queries) = (task / parts, split(s.queries, parts, task % parts));
-        let width = padded(s.keys);
-        let kt = transposed(k.from(head, per_image, 0), k.places.row, s.keys, s.d, width);
+        let kt = key_panels(k.from(head, per_image, 0), k.places.row, s.keys, s.d);
         // Panels next to each other: rows a power of two apart would crowd one cache set.
         let v = pack_rows(v.from(head, per_image, 0), v.places.row, s.keys, s.d_v);
-        let mut scores = Scratch::new(BLOCK.min(queries.len()) * width);
+        let most = BLOCK.min(queries.len());
+        let mut scores = Scratch::new(most * padded(KEYS.min(s.keys)));
+        let mut sums = Scratch::new(most * s.d_v);
         let mut start = queries.start;
         while start < queries.end {
             let block = start..queries.end.min(start + BLOCK);
             let rows = q.from(head, per_image, block.start);
-            s.scores(rows, [q.places.row, block.len(), s.d], &kt, width, &mut scores);
-            s.normalise(&block, width, &mut scores);
-            let product = Product {
-                a: &scores,
-                rows: Rows::Every { stride: width, count: block.len() },
-                a_step: 1,
-                b: &v,
-                b_panel: s.keys * panel_width(),
-                b_step: panel_width(),
-                runs: WHOLE,
-                run_len: s.keys,
-                columns: s.d_v,
-                start: Start::Zero,
-                relu: false,
-            };
-            let first = places.start(head, per_image, block.start);
-            let to = y.range(first..first + (block.len() - 1) * places.row + s.d_v);
-            // SAFETY: the caller's promise; blocks are disjoint.
-            unsafe { product.write_part(to, places.row, 0..block.len(), 0..product.panels()) };
+            let softmaxes = s.block(&block, [rows, &kt, &v], q.places.row, &mut scores, &mut sums);
+            let of_queries = softmaxes.iter().zip(sums.chunks_exact(s.d_v));
+            for (i, (softmax, sums)) in of_queries.enumerate().take(block.len()) {
+                // Without keys the sums are empty.
+                let inverse = if s.keys == 0 { 0.0 } else { 1.0 / softmax.sum };
+                let first = places.start(head, per_image, block.start + i);
+                let to = y.pointer(first..first + s.d_v);
+                for (j, sum) in sums.iter().enumerate() {
+                    // SAFETY: in bounds by `pointer`; the caller's promise; rows are disjoint.
+                    unsafe { to.add(j).write(sum * inverse) };
+                }
+            }
             start = block.end;
         }
     });
+}
+
+/// A query's softmax after some of its keys.
+#[derive(Clone, Copy)]
+pub(crate) struct Softmax {
+    /// The largest scaled score.
+    most: f32,
+    /// Of e^(score - most).
+    sum: f32,
+}
+
+impl Softmax {
+    /// Before the first key.
+    const BEGIN: Self = Self { most: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+impl AttentionShape {
+    /// The queries' e^(score - most) v, summed over the keys some at a time into `sums` (`[query][d_v]`), and what
+    /// they are to be divided by. `rows` are the queries, `row` apart, `kt` comes from [`key_panels`], v from
+    /// [`pack_rows`].
+    fn block(
+        &self,
+        block: &Range<usize>,
+        [rows, kt, v]: [&[f32]; 3],
+        row: usize,
+        scores: &mut [f32],
+        sums: &mut [f32],
+    ) -> [Softmax; BLOCK] {
+        let width = padded(KEYS.min(self.keys));
+        let mut softmaxes = [Softmax::BEGIN; BLOCK];
+        // Without keys one empty block writes zeros.
+        for first in (0..self.keys.max(1)).step_by(KEYS) {
+            let keys = first..self.keys.min(first + KEYS);
+            if first > 0 && self.visible(block.end - 1) <= first {
+                break;
+            }
+            let to_keys = Product {
+                a: rows,
+                rows: Rows::Every { stride: row, count: block.len() },
+                a_step: 1,
+                b: &kt[first * self.d..],
+                b_panel: self.d * panel_width(),
+                b_step: panel_width(),
+                runs: WHOLE,
+                run_len: self.d,
+                columns: keys.len(),
+                start: Start::Zero,
+                relu: false,
+            };
+            to_keys.write(scores, width);
+            let of_queries = scores.chunks_exact_mut(width).zip(&mut softmaxes);
+            for (i, (scores, softmax)) in block.clone().zip(of_queries) {
+                let visible = self.visible(i).saturating_sub(first).min(keys.len());
+                let (visible, hidden) = scores[..keys.len()].split_at_mut(visible);
+                let before = *softmax;
+                *softmax = softened(visible, self.scale, before);
+                hidden.fill(0.0);
+                if first > 0 {
+                    let factor = (before.most - softmax.most).exp();
+                    let sums = &mut sums[(i - block.start) * self.d_v..][..self.d_v];
+                    sums.iter_mut().for_each(|sum| *sum *= factor);
+                }
+            }
+            let to_values = Product {
+                a: scores,
+                rows: Rows::Every { stride: width, count: block.len() },
+                a_step: 1,
+                b: &v[first * panel_width()..],
+                b_panel: self.keys * panel_width(),
+                b_step: panel_width(),
+                runs: WHOLE,
+                run_len: keys.len(),
+                columns: self.d_v,
+                start: if first == 0 { Start::Zero } else { Start::Existing },
+                relu: false,
+            };
+            to_values.write(sums, self.d_v);
+        }
+        softmaxes
+    }
+}
+
+/// Rows of `d` entries, `stride` apart, as `[panel][d][key]`.
+fn key_panels(k: &[f32], stride: usize, keys: usize, d: usize) -> Scratch {
+    let width = panel_width();
+    let mut panels = Scratch::new(keys.div_ceil(width) * d * width);
+    for (panel, to) in panels.chunks_exact_mut((d * width).max(1)).enumerate() {
+        let first = panel * width;
+        let used = width.min(keys - first);
+        planes_to_pixels(&k[first * stride..], stride, used, d, to, |i| i * width);
+    }
+    panels
 }
 
 /// With P the softmax and dP = dy v^T: dv = P^T dy, dS = P * (dP - rowsum(P * dP)) scale,
@@ -279,14 +368,14 @@ pub(crate) unsafe fn backward(
 }
 
 multiversioned! {
-    fn softmax(row: &mut [f32], scale: f32) = softmax_with
+    fn softened(row: &mut [f32], scale: f32, before: Softmax) -> Softmax = softened_with
 }
 
-/// softmax(scale row) in place; not finite where a score is not.
+/// e^(scale row - most) in place, with the largest scaled score so far; not finite where a score is not.
 #[inline(always)]
-fn softmax_with<F: MulAdd>(row: &mut [f32], scale: f32) {
+fn softened_with<F: MulAdd>(row: &mut [f32], scale: f32, before: Softmax) -> Softmax {
     // The largest scaled score, for either sign of the scale.
-    let mut most = [f32::NEG_INFINITY; LANES];
+    let mut most = [before.most; LANES];
     let (lanes, rest) = row.as_chunks::<LANES>();
     for x in lanes {
         for i in 0..LANES {
@@ -302,7 +391,17 @@ fn softmax_with<F: MulAdd>(row: &mut [f32], scale: f32) {
         *x = exp::<F>(F::mul_add(*x, scale, -most));
     }
     let sum = lane_sum(row, row, |sum, x, _| sum + x);
-    let inverse = 1.0 / sum;
+    Softmax { most, sum: before.sum * (before.most - most).exp() + sum }
+}
+
+multiversioned! {
+    fn softmax(row: &mut [f32], scale: f32) = softmax_with
+}
+
+/// softmax(scale row) in place; not finite where a score is not.
+#[inline(always)]
+fn softmax_with<F: MulAdd>(row: &mut [f32], scale: f32) {
+    let inverse = 1.0 / softened_with::<F>(row, scale, Softmax::BEGIN).sum;
     for x in row.iter_mut() {
         *x *= inverse;
     }

@@ -260,13 +260,16 @@ unsafe fn block_with<V: Vector>(
     let blocks = rows.len().div_ceil(most);
     let depth = p.runs.len() * p.run_len;
     // Panels that stay in the second-level cache together are taken block by block, which writes each
-    // row of c in one stream; else block after block goes through one panel.
+    // row of c in one stream; else so many blocks go through one panel as stay there themselves.
     let together = panels.len() * depth * width * size_of::<f32>() <= 256 << 10;
+    let block_bytes = most * depth.max(1) * size_of::<f32>();
+    let group = if together { 1 } else { ((128 << 10) / block_bytes).clamp(1, blocks) };
     for i in 0..blocks * panels.len() {
-        let (panel, block) = match together {
-            true => (i % panels.len(), i / panels.len()),
-            false => (i / blocks, i % blocks),
-        };
+        // Group by group, in each panel by panel, in each block by block.
+        let first = i / (group * panels.len()) * group;
+        let in_group = group.min(blocks - first);
+        let rest = i - first * panels.len();
+        let (panel, block) = (rest / in_group, first + rest % in_group);
         let panel = panels.start + panel;
         let first = panel * width;
         let columns = width.min(p.columns - first);

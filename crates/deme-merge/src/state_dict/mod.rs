@@ -181,12 +181,8 @@ impl StateDict {
         model_hash(&self.tensors.par_iter().map(hash).collect::<Vec<_>>())
     }
 
-    /// [`StoredTensor::release_pages`] of all tensors.
-    pub fn release_pages(&self) {
-        self.tensors.values().for_each(StoredTensor::release_pages);
-    }
-
-    /// Checks that no floating-point tensor holds a NaN or an infinity.
+    /// Checks that no floating-point tensor holds a NaN or an infinity. Of a mapped file no more than one tensor per
+    /// thread is in memory meanwhile, and none afterwards ([`StoredTensor::release_pages`]).
     ///
     /// # Errors
     /// [`StateDictError::NonFinite`] names the first one, in the order of the names.
@@ -194,7 +190,9 @@ impl StateDict {
         self.tensors
             .par_iter()
             .find_map_first(|(name, tensor)| {
-                let (index, value) = tensor.first_non_finite()?;
+                let found = tensor.first_non_finite();
+                tensor.release_pages();
+                let (index, value) = found?;
                 Some(StateDictError::NonFinite { name: name.clone(), index, value })
             })
             .map_or(Ok(()), Err)
