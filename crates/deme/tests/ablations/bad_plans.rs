@@ -1,11 +1,8 @@
 //! Plans that are wrong, each in its way: one clear message, exit code 2, and no work.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::path::PathBuf;
 
-use support::{deme, fail_with, tiny_recipe};
+use crate::support::{deme, fail_with, tiny_recipe};
 
 struct Place {
     folder: tempfile::TempDir,

@@ -1,14 +1,11 @@
 //! `deme ablate`, carried out: what it shares, what it leaves, and that killing or failing loses nothing.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::support::{deme, fail_with, files, run_tiny, succeed, tiny_recipe};
 use serde_json::Value;
-use support::{deme, fail_with, files, run_tiny, succeed, tiny_recipe};
 
 fn ablate(plan: &str, recipe: &Path, out: &Path, arguments: &[&str]) -> Command {
     let mut command = deme();

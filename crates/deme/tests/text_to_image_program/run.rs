@@ -1,18 +1,15 @@
 //! `deme run` on captions: from scratch on pixels, and a given model on latents.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::path::Path;
 
+use crate::support::{
+    deme, fail_with, files, run_tiny, succeed, tiny_recipe, tiny_text_to_image_model,
+    tiny_text_to_image_recipe,
+};
 use burn::tensor::Device;
 use deme_diffusion::{ProjectionPlacement, TextToImagePipeline, load_conditional_unet};
 use deme_nn::to_state_dict;
 use serde_json::Value;
-use support::{
-    deme, fail_with, files, run_tiny, succeed, tiny_recipe, tiny_text_to_image_model,
-    tiny_text_to_image_recipe,
-};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()

@@ -1,12 +1,10 @@
 //! `deme sample` with prompts, on a tiny Stable Diffusion: pictures, files beside them, wrong input.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::{self, deme, fail_with, small_clip, succeed};
 use burn::tensor::{Device, Tensor, TensorData};
 use deme_clip::{CaptionTokenizer, ClipTextModel};
 use deme_data::{Picture, write_png};
@@ -19,7 +17,6 @@ use deme_eval::FeatureStats;
 use deme_merge::StateDict;
 use deme_nn::Init;
 use serde_json::{Value, json};
-use support::{deme, fail_with, small_clip, succeed};
 
 const PROMPTS: [&str; 3] = ["a red circle", "two blue squares on green", "nothing much"];
 

@@ -1,8 +1,5 @@
 //! `deme plan`: a plan from what earlier results leave open, and one from a language model behind a server that
 //! speaks the protocol, streaming and failing.
-#![allow(clippy::unwrap_used)]
-
-mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::JoinHandle;
 
+use crate::support::{self, deme, fail_with, succeed, tiny_recipe};
 use serde_json::{Value, json};
-use support::{deme, fail_with, succeed, tiny_recipe};
 
 fn plan(recipe: &Path, arguments: &[&str]) -> Command {
     let mut command = deme();
