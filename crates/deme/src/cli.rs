@@ -149,9 +149,10 @@ pub struct SampleArguments {
     /// DDIM's eta: 0 deterministic, 1 as noisy as DDPM
     #[arg(long, default_value_t = 0.0)]
     pub eta: f64,
-    /// Pictures at once; has no influence on any picture. Large models want less memory with less
-    #[arg(long, default_value_t = 16)]
-    pub batch_size: usize,
+    /// Pictures at once; has no influence on any picture. Large pictures want less memory with less [default: 16
+    /// of up to 256x256 pixels, fewer of larger ones]
+    #[arg(long)]
+    pub batch_size: Option<usize>,
     /// Height of the pictures in pixels [default: that of training]
     #[arg(long, value_name = "H")]
     pub height: Option<usize>,

@@ -86,7 +86,7 @@ mod tests {
             assert!(error < 6e-7 * f64::from(x.abs()).max(1.0), "gelu({x}) is off by {error:e}");
         }
         assert!(erf::<F>(f32::NAN).is_nan() && gelu::<F>(f32::NAN).is_nan());
-        assert_eq!(gelu::<F>(100.0), 100.0);
+        assert!((gelu::<F>(100.0) - 100.0).abs() < 1e-4);
         assert!(gelu::<F>(-100.0).abs() < 1e-4);
     }
 

@@ -25,10 +25,15 @@ const GRID_PADDING: u32 = 2;
 /// Pictures without prompts, when nothing else is said.
 const DEFAULT_COUNT: usize = 16;
 
+/// As many pictures at once as have the pixels of 16 of 256x256, from 1 to 16.
+fn default_batch_size([_, height, width]: [usize; 3]) -> usize {
+    (16 * 256 * 256 / (height * width).max(1)).clamp(1, 16)
+}
+
 /// Writes `<seed>.png` for every seed, all in one picture when asked, and the features' statistics when asked.
 pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
     let SampleArguments { batch_size, out, .. } = arguments;
-    if *batch_size == 0 {
+    if *batch_size == Some(0) {
         return Err(SampleError::EmptyBatch.into());
     }
     let prompts = Prompts::of_arguments(&arguments.text)?;
@@ -48,6 +53,7 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
         .transpose()?;
     let model = Model::open(arguments, prompts, &device)?;
     let shape = model.picture_shape;
+    let batch_size = batch_size.unwrap_or_else(|| default_batch_size(shape));
     let stamp = model.stamp(arguments.seed, num);
     let seed_of = |position: usize| arguments.seed.wrapping_add(position as u64);
 
@@ -67,7 +73,7 @@ pub fn run(arguments: &SampleArguments) -> Result<(), Problem> {
         .as_deref()
         .map(|extractor| Collector::new(extractor, arguments.save_features.is_some()));
     let (mut shown, mut names) = (Vec::new(), Vec::new());
-    for start in positions.clone().step_by(*batch_size) {
+    for start in positions.clone().step_by(batch_size) {
         let end = (start + batch_size).min(positions.end);
         let seeds: Vec<u64> = (start..end).map(seed_of).collect();
         let done = (start - positions.start) * calls;
