@@ -48,7 +48,7 @@ fn gelu<F: MulAdd>(x: f32) -> f32 {
 fn erf<F: MulAdd>(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
-    let p = F::mul_add(s, -2.726_142_2e-10, 2.770_681_4e-8);
+    let p = F::mul_add(s, -2.726_142e-10, 2.770_681_4e-8);
     let p = F::mul_add(p, s, -2.101_024e-6);
     let p = F::mul_add(p, s, -5.692_506e-5);
     let p = F::mul_add(p, s, -7.349_906e-4);

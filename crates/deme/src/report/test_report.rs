@@ -124,7 +124,7 @@ pub(super) fn with_pictures(mut report: Report, folder: &Path) -> Report {
 pub(super) fn with_prompts(mut report: Report) -> Report {
     const COLOURS: [&str; 4] = ["red", "green", "blue", "yellow"];
     let prompt = |place: usize| {
-        let shape = if place / 4 % 2 == 0 { "circle" } else { "square" };
+        let shape = if (place / 4).is_multiple_of(2) { "circle" } else { "square" };
         format!("a {} {shape} on white", COLOURS[place % 4])
     };
     for row in &mut report.rows {

@@ -6,6 +6,7 @@
 //! captions and of the encoders: another picture, caption or encoder is another stage.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -143,7 +144,7 @@ pub fn encode(context: &Context<'_>, plan: &Plan, folder: &Path) -> Result<(), P
 fn latents(
     context: &Context<'_>,
     vae: &AutoencoderKl,
-    pictures: std::ops::Range<usize>,
+    pictures: Range<usize>,
 ) -> Result<Tensor<4>, Problem> {
     let side = context.recipe.preparation.resolution as usize;
     let prepared = context.data().prepared(pictures.clone(), &context.recipe.preparation)?;
@@ -159,13 +160,11 @@ fn latents(
     Ok(vae.scaled(distribution.sample(noise)))
 }
 
+/// Gives the items of a range: the shape of one, and the values of all.
+type Encode<'a> = dyn FnMut(Range<usize>) -> Result<(Vec<usize>, Vec<f32>), Problem> + 'a;
+
 /// Writes `count` items, [`PART`] a file, those that are there already left out; returns the shape of an item.
-/// `items` gives the items of a range with their shape.
-fn write_parts(
-    folder: &Path,
-    count: usize,
-    items: &mut dyn FnMut(std::ops::Range<usize>) -> Result<(Vec<usize>, Vec<f32>), Problem>,
-) -> Result<Vec<usize>, Problem> {
+fn write_parts(folder: &Path, count: usize, items: &mut Encode<'_>) -> Result<Vec<usize>, Problem> {
     std::fs::create_dir_all(folder).map_err(|e| Problem::write(folder, e))?;
     let mut shape_of_one = Vec::new();
     for from in (0..count).step_by(PART) {

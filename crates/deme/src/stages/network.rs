@@ -56,10 +56,11 @@ impl Network {
 
     /// Writes a diffusers folder: of a text-to-image model the UNet alone.
     pub fn save(&self, folder: &Path, scheduler: &SchedulerConfig) -> Result<(), Problem> {
-        Ok(match self {
+        match self {
             Self::Unconditional(unet) => save_pipeline(folder, unet, scheduler)?,
             Self::TextToImage(unet) => save_conditional_unet(folder, unet)?,
-        })
+        }
+        Ok(())
     }
 
     /// All parameters.

@@ -342,7 +342,7 @@ impl Plan {
 /// A given pretrained model.
 pub enum Given {
     /// A UNet and its schedule.
-    Unconditional(UNet2DModel, SchedulerConfig),
+    Unconditional(Box<UNet2DModel>, SchedulerConfig),
     /// A whole pipeline.
     TextToImage(Box<TextToImagePipeline>),
 }
@@ -364,7 +364,7 @@ pub fn given_pretrained(context: &Context<'_>) -> Result<Option<Given>, Problem>
             help: "add its scheduler_config.json, or a table [pretrained.scheduler] to the recipe"
                 .into(),
         })?;
-    Ok(Some(Given::Unconditional(model.unet, scheduler)))
+    Ok(Some(Given::Unconditional(Box::new(model.unet), scheduler)))
 }
 
 /// Its ids tell vocabularies apart.
@@ -386,10 +386,10 @@ impl Pretrained {
         let pixels = [3, side, side];
         let (part, network, scheduler, shape) = match given_pretrained(context)? {
             Some(Given::Unconditional(unet, scheduler)) => {
-                let hash = to_state_dict(&unet).content_hash();
+                let hash = to_state_dict(&*unet).content_hash();
                 let part =
                     json!({ "weights": hash, "unet": unet.config(), "scheduler": scheduler });
-                (part, Network::Unconditional(unet), scheduler, pixels)
+                (part, Network::Unconditional(*unet), scheduler, pixels)
             }
             Some(Given::TextToImage(pipeline)) => {
                 let TextToImagePipeline { unet, vae, text_encoder, tokenizer, scheduler } =

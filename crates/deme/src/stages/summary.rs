@@ -55,7 +55,7 @@ pub fn write(
         }
         rows.push(report_row(row, plan.ranges.len(), &weights, &metrics)?);
     }
-    let has_score = rows.iter().flat_map(|row| &row.metrics).any(|metric| is_clip_score(metric));
+    let has_score = rows.iter().flat_map(|row| &row.metrics).any(is_clip_score);
     let report = Report {
         title: recipe.name.clone(),
         command: command(),

@@ -34,6 +34,7 @@ pub struct Model {
     device: Device,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one of them")]
 enum Network {
     /// Draws what it was trained on.
     Unconditional(Box<UNet2DModel>),
