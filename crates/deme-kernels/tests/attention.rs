@@ -62,7 +62,8 @@ fn follows_the_plain_path_over_several_blocks() {
 fn the_largest_score_may_come_late() {
     // Each key's score is larger than all before it, by far from one block of keys to the next.
     let [q, k, v, _] = inputs(5, [1, 1, 3, 1100, 4]);
-    let rising = Tensor::<1, Int>::arange(0..1100, &support::device()).float().reshape([1, 1, 1100, 1]);
+    let rising =
+        Tensor::<1, Int>::arange(0..1100, &support::device()).float().reshape([1, 1, 1100, 1]);
     let (q, k) = (q.abs() + 0.1, k * 0.0 + rising * 0.05);
     let expected = plain::attention(f64(q.clone()), f64(k.clone()), f64(v.clone()), 1.0, false);
     assert_close(f64(attention(q, k, v, 1.0, false)), expected, 1e-4, 1.0, "y");
