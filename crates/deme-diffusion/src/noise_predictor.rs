@@ -1,6 +1,6 @@
 //! What finetuning needs of a network, whether it looks at a text or not.
 //!
-//! A [`Denoiser`](crate::denoiser::Denoiser) is enough to sample. To be finetuned, a network must also be a module
+//! A [`Denoiser`] is enough to sample. To be finetuned, a network must also be a module
 //! whose parameters can be copied, differentiated and named, and take channel projections. Both UNets are that:
 //! [`UNet2DModel`] with the condition `()`, [`UNet2DConditionModel`] with the hidden states of a text per image. A
 //! loop over `N: NoisePredictor` carries an `N::Condition` with each micro-batch and never asks which it is:
