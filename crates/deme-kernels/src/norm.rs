@@ -1,7 +1,9 @@
 //! Group and layer normalisation.
 
 use crate::conv::no_bias;
-use crate::extension::{KernelOps, on_cpu};
+use crate::cpu::layer_norm;
+use crate::extension::{KernelOps, from_cpu, into_cpu, on_cpu, on_plain_cpu};
+use crate::flex::{contiguous, entries, filled, tensor};
 use crate::{ConvGeometry, plain};
 use burn::backend::Dispatch;
 use burn::tensor::{Tensor, module};
@@ -143,15 +145,32 @@ pub fn group_norm_conv2d(
     ))
 }
 
-/// Layer normalisation over the last dimension (Ba et al. 2016, eq. 4).
+/// Layer normalisation over the last dimension (Ba et al. 2016, eq. 4). With autodiff Burn's own.
 ///
 /// # Shapes
 /// x: `[.., d]`; weight, bias: `[d]`; returns `[.., d]`.
+///
+/// # Panics
+/// When the lengths differ.
 pub fn layer_norm<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<1>,
     bias: Tensor<1>,
     eps: f64,
 ) -> Tensor<D> {
-    module::layer_norm(x, weight, Some(bias), eps)
+    if !(on_plain_cpu(&x) && on_plain_cpu(&weight) && on_plain_cpu(&bias)) {
+        return module::layer_norm(x, weight, Some(bias), eps);
+    }
+    let shape = x.dims();
+    let asked = "`on_plain_cpu` was asked before";
+    let x = contiguous(into_cpu(x).expect(asked));
+    let [weight, bias] = [weight, bias].map(|x| contiguous(into_cpu(x).expect(asked)));
+    let (weight, bias) = (entries(&weight), entries(&bias));
+    assert!(weight.len() == shape[D - 1] && bias.len() == weight.len(), "one weight per feature");
+    let len = shape.iter().product();
+    // SAFETY: `layer_norm` writes all of y.
+    let y = unsafe {
+        filled(len, |y| layer_norm::layer_norm(entries(&x), weight, bias, eps as f32, y))
+    };
+    from_cpu(tensor(y, shape))
 }

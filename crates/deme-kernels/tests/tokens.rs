@@ -1,10 +1,11 @@
-//! Pixels as tokens, and the gate, against the plain path in f64.
+//! Pixels as tokens, the gate, and layer norm without autodiff, against the plain path in f64.
 #![allow(clippy::unwrap_used)]
 
 mod support;
 
 use burn::tensor::Tensor;
-use deme_kernels::{geglu, plain, planes_from_tokens, tokens_from_planes};
+use burn::tensor::module;
+use deme_kernels::{geglu, layer_norm, plain, planes_from_tokens, tokens_from_planes};
 use support::{assert_close, bits, f64, largest, on_threads, tensor};
 
 #[test]
@@ -61,4 +62,31 @@ fn threads_do_not_change_a_bit() {
     let x = tensor::<3>(10, [3, 100, 256]);
     let on = |threads| on_threads(threads, || bits(geglu(x.clone())));
     assert!(on(1) == on(3));
+}
+
+#[test]
+fn layer_norm_follows_f64_far_from_zero_too() {
+    for (seed, shape, offset) in
+        [(1, [1, 1, 1], 0.0), (2, [2, 3, 45], 5.0), (3, [2, 70, 320], -30.0)]
+    {
+        let x: Tensor<3> = tensor(seed, shape) + offset;
+        let width = shape[2];
+        let (weight, bias) = (tensor::<1>(8, [width]) + 1.0, tensor::<1>(9, [width]));
+        let expected =
+            module::layer_norm(f64(x.clone()), f64(weight.clone()), Some(f64(bias.clone())), 1e-5);
+        let scale = largest(&weight).max(1.0) * 4.0;
+        let found = layer_norm(x, weight, bias, 1e-5);
+        assert_close(f64(found), expected, 5e-6, scale, "y");
+    }
+}
+
+#[test]
+fn layer_norm_is_the_same_on_any_number_of_threads() {
+    let x = tensor::<3>(4, [3, 300, 96]);
+    let (weight, bias) = (tensor::<1>(5, [96]), tensor::<1>(6, [96]));
+    let found = |threads| {
+        let (x, weight, bias) = (x.clone(), weight.clone(), bias.clone());
+        bits(on_threads(threads, move || layer_norm(x, weight, bias, 1e-5)))
+    };
+    assert_eq!(found(1), found(3));
 }

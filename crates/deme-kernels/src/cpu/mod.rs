@@ -13,6 +13,7 @@ pub(crate) mod conv;
 pub(crate) mod direct_conv;
 pub(crate) mod gelu;
 pub(crate) mod group_norm;
+pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod optimizer;
 pub(crate) mod pointwise_conv;
