@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::{
-    deme, fail_with, files, run_tiny, succeed, tiny_recipe, tiny_text_to_image_model,
+    deme, fail_with, files, run_tiny, small_clip, succeed, tiny_recipe, tiny_text_to_image_model,
     tiny_text_to_image_recipe,
 };
 use burn::tensor::Device;
@@ -235,4 +235,43 @@ fn what_cannot_be_is_refused_before_work() {
     assert!(
         String::from_utf8(succeed(help.args(["run", "--help"])).stdout).unwrap().contains("--set")
     );
+}
+
+#[test]
+fn the_papers_recipe_for_stable_diffusion_is_complete() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, pictures) = (folder.path().join("model"), folder.path().join("pictures"));
+    tiny_text_to_image_model(&model);
+    captioned_pictures(&pictures, 20);
+    let clip = folder.path().join("clip");
+    small_clip(1).save(&clip).unwrap();
+    // A dry run hashes the judge's weights and does not open them.
+    let weights = folder.path().join("inception.pth");
+    std::fs::write(&weights, "weights").unwrap();
+    let recipe = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/sd14.toml");
+    let out = folder.path().join("out");
+    let overrides = [
+        format!("pretrained.from={model:?}"),
+        format!("data.path={pictures:?}"),
+        "preparation.resolution=8".to_owned(),
+        "split={search=3, report=3}".to_owned(),
+        format!("evaluation.extractor.weights={weights:?}"),
+        format!("evaluation.clip_score={{weights={clip:?}}}"),
+    ];
+    let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+    let output = succeed(run_tiny(&recipe, &out, &overrides).arg("--dry-run"));
+    let said = String::from_utf8(output.stdout).unwrap();
+    for expected in [
+        "# encodings",
+        "# expert-4",
+        "# samples-merged",
+        // Four experts and the joint baseline.
+        "# training iterations  160000",
+        // Nine rows, and what decides the search.
+        "# generated images     94500",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert!(!said.contains("# clip "), "no CLIP is trained: {said}");
+    assert!(!out.exists());
 }
